@@ -1,0 +1,48 @@
+"""The multi-tensor path: layers of one device, type and decay together. Never waits for the device."""
+
+from collections import defaultdict
+from collections.abc import Hashable
+
+import torch
+
+from gradient_lars import _formula
+from gradient_lars.torch._layers import ARRAYS, Layer, LossScale
+from gradient_lars.torch._norms import norms
+from gradient_lars.torch.rates import Norms
+
+
+def rescale(layers: list[Layer], loss_scale: LossScale, *, threshold: float, eps: float) -> list[Norms]:
+    """Rescale the gradients of `layers` in place and return their norms and rates."""
+    buckets: defaultdict[Hashable, list[int]] = defaultdict(list)
+    for i, layer in enumerate(layers):
+        param, grad = layer.param, layer.grad
+        key = (param.device, param.dtype, grad.device, grad.dtype, layer.weight_decay, layer.sign)
+        buckets[key].append(i)
+    return [
+        _rescale_bucket(places, [layers[i] for i in places], loss_scale, threshold=threshold, eps=eps)
+        for places in buckets.values()
+    ]
+
+
+@torch.no_grad()
+def _rescale_bucket(
+    places: list[int], layers: list[Layer], loss_scale: LossScale, *, threshold: float, eps: float
+) -> Norms:
+    params = [layer.param.detach() for layer in layers]
+    weight_decay = layers[0].weight_decay
+    p_norm = norms(params)
+    g_norm = loss_scale.unscaled(norms([layer.grad for layer in layers]))
+    rate = _formula.rate(p_norm, g_norm, threshold=threshold, weight_decay=weight_decay, eps=eps, where=torch.where)
+    factor, decay = loss_scale.applied(rate, layers[0].sign * weight_decay)
+
+    targets = [layer.target for layer in layers]
+    wide_dtype = ARRAYS.wide_dtype(targets[0].dtype)
+    wide = [target.to(wide_dtype) for target in targets]
+    if isinstance(decay, torch.Tensor):
+        torch._foreach_add_(wide, torch._foreach_mul([param.to(wide_dtype) for param in params], decay))
+    elif decay:
+        torch._foreach_add_(wide, [param.to(wide_dtype) for param in params], alpha=decay)
+    torch._foreach_mul_(wide, list(factor.unbind()))
+    if wide_dtype != targets[0].dtype:
+        torch._foreach_copy_(targets, wide)
+    return Norms(places, p_norm, g_norm, rate)

@@ -1,0 +1,89 @@
+"""The layers of one step: which parameters of an optimizer are rescaled, under what name and with what decay."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradient_lars._arrays import TorchArrays
+
+ARRAYS = TorchArrays(torch)
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One parameter with its gradient. `weight_decay` is >= 0; `sign` is -1 where the optimizer maximizes.
+
+    An optimizer that maximizes negates the gradient; the decay has to survive that, so it enters with the sign turned.
+    """
+
+    name: str
+    param: Tensor
+    grad: Tensor
+    weight_decay: float
+    sign: int
+
+    @property
+    def target(self) -> Tensor:
+        """The tensor whose entries are scaled: the gradient, or a sparse gradient's stored values."""
+        return self.grad._values() if self.grad.layout is torch.sparse_coo else self.grad
+
+
+@dataclass(frozen=True, slots=True)
+class LossScale:
+    """What ``torch.amp.GradScaler`` leaves to a fused optimizer: the scale still in the gradients, and the overflow.
+
+    Both are tensors on the device, or None. With `found_inf` non-zero the optimizer will skip the step, and the
+    gradients are left as they are.
+    """
+
+    scale: Tensor | None
+    found_inf: Tensor | None
+
+    @classmethod
+    def of(cls, optimizer: torch.optim.Optimizer) -> "LossScale":
+        """Read the two attributes that ``GradScaler.step`` sets on the optimizer for the time of one step."""
+        return cls(getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None))
+
+    def unscaled(self, g_norm: Tensor) -> Tensor:
+        """Return the norm of the gradient without the scale."""
+        return g_norm if self.scale is None else g_norm / self.scale.to(g_norm.device, non_blocking=True)
+
+    def applied(self, rate: Tensor, decay: float) -> tuple[Tensor, Tensor | float]:
+        """Return the factor and the decay for the gradient as it is stored: scaled, and untouched on an overflow."""
+        scaled_decay: Tensor | float = decay
+        if self.scale is not None and decay:
+            scaled_decay = decay * self.scale.to(rate.device, non_blocking=True)
+        if self.found_inf is None:
+            return rate, scaled_decay
+        overflow = self.found_inf.to(rate.device, non_blocking=True) != 0
+        if decay:
+            scaled_decay = torch.where(overflow, 0.0, torch.as_tensor(scaled_decay, device=rate.device))
+        return torch.where(overflow, 1.0, rate), scaled_decay
+
+
+def named_parameters(optimizer: torch.optim.Optimizer) -> Iterator[tuple[dict[str, Any], str, bool, Tensor]]:
+    """Yield group, name, whether the name is the optimizer's own, and parameter; a shared parameter once."""
+    seen: set[int] = set()
+    for i, group in enumerate(optimizer.param_groups):
+        names = group.get("param_names")
+        for j, param in enumerate(group["params"]):
+            if id(param) not in seen:
+                seen.add(id(param))
+                yield group, names[j] if names else f"group{i}.param{j}", bool(names), param
+
+
+def check_parameter(name: str, param: Tensor) -> None:
+    """Raise if `param` is not one layer's tensor any more."""
+    if getattr(param, "_fsdp_flattened", False) or getattr(param, "_is_flat_param", False):
+        raise ValueError(
+            f"`optimizer` holds {name!r}, a parameter that FSDP1 has flattened: its layers, and so their norms, are "
+            "gone. Shard with FSDP2 (`torch.distributed.fsdp.fully_shard`), which keeps every layer."
+        )
+    if hasattr(param, "full_tensor"):
+        raise ValueError(
+            f"`optimizer` holds {name!r}, a sharded parameter (DTensor): this version computes norms of whole "
+            "parameters only. Use DistributedDataParallel, or restrict the hook with `params`."
+        )
