@@ -1,4 +1,4 @@
-"""The formula once more, in float64 and in NumPy alone, independent of the package: what every path is compared with."""
+"""The formula once more, in float64 and NumPy alone, independent of the package: what every path is compared with."""
 
 from dataclasses import dataclass
 

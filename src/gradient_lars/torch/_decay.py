@@ -1,10 +1,6 @@
 """Weight decay in one place only: the hook's, or the optimizer's taken over by the hook for the time of a step."""
 
-import functools
-import types
 from typing import Any
-
-import torch
 
 
 def decay_of(hook_decay: float, group: dict[str, Any], *, absorb: bool) -> float:
@@ -26,14 +22,11 @@ def decay_of(hook_decay: float, group: dict[str, Any], *, absorb: bool) -> float
 class AbsorbedDecay:
     """Sets ``weight_decay`` of groups to 0 while the optimizer steps, and gives it back afterwards.
 
-    The step's post-hook gives it back. A step that raises runs no post-hook, so the optimizer's ``step`` is wrapped,
-    as PyTorch's own schedulers do, by one that gives it back in any case.
+    Both the step's post-hook and a `StepGuard` give it back, the latter also when the step raises.
     """
 
     def __init__(self) -> None:
         self._taken: list[tuple[dict[str, Any], Any]] = []
-        self._wrapper: types.MethodType | None = None
-        self._wrapped: Any = None
 
     def take(self, groups: list[dict[str, Any]]) -> None:
         """Set the decay of `groups` to 0 and remember it."""
@@ -46,30 +39,3 @@ class AbsorbedDecay:
         while self._taken:
             group, weight_decay = self._taken.pop()
             group["weight_decay"] = weight_decay
-
-    def guard(self, optimizer: torch.optim.Optimizer) -> None:
-        """Wrap ``optimizer.step`` so that the decay comes back when the step raises."""
-        self._wrapped = optimizer.__dict__.get("step")
-        inner = optimizer.step
-        function = getattr(inner, "__func__", None)
-
-        @functools.wraps(function or inner)
-        def step(self_: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
-            try:
-                # A scheduler's wrapper is a plain function that holds the optimizer itself.
-                return function(self_, *args, **kwargs) if function else inner(*args, **kwargs)
-            finally:
-                self.give_back()
-
-        self._wrapper = types.MethodType(step, optimizer)
-        optimizer.step = self._wrapper  # type: ignore[method-assign]
-
-    def unguard(self, optimizer: torch.optim.Optimizer) -> None:
-        """Undo `guard`; if somebody has wrapped the step again since, it stays in between and does nothing."""
-        if self._wrapper is None or optimizer.__dict__.get("step") is not self._wrapper:
-            return
-        if self._wrapped is None:
-            del optimizer.__dict__["step"]
-        else:
-            optimizer.step = self._wrapped  # type: ignore[method-assign]
-        self._wrapper = None

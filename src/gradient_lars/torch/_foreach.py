@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Hashable
 
 import torch
+from torch import Tensor
 
 from gradient_lars import _formula
 from gradient_lars.torch._layers import ARRAYS, Layer, LossScale
@@ -36,13 +37,20 @@ def _rescale_bucket(
     factor, decay = loss_scale.applied(rate, layers[0].sign * weight_decay)
 
     targets = [layer.target for layer in layers]
-    wide_dtype = ARRAYS.wide_dtype(targets[0].dtype)
-    wide = [target.to(wide_dtype) for target in targets]
+    wide = [_workable(target) for target in targets]
     if isinstance(decay, torch.Tensor):
-        torch._foreach_add_(wide, torch._foreach_mul([param.to(wide_dtype) for param in params], decay))
+        torch._foreach_add_(wide, torch._foreach_mul([_workable(param) for param in params], decay))
     elif decay:
-        torch._foreach_add_(wide, [param.to(wide_dtype) for param in params], alpha=decay)
+        torch._foreach_add_(wide, [_workable(param) for param in params], alpha=decay)
     torch._foreach_mul_(wide, list(factor.unbind()))
-    if wide_dtype != targets[0].dtype:
+    if any(target.is_conj() or target.is_neg() for target in targets):
+        for target, result in zip(targets, wide, strict=True):
+            target.copy_(result)
+    elif wide[0] is not targets[0]:
         torch._foreach_copy_(targets, wide)
     return Norms(places, p_norm, g_norm, rate)
+
+
+def _workable(tensor: Tensor) -> Tensor:
+    """Return `tensor`, or a copy that multi-tensor kernels can compute in: float32 at least, values as stored."""
+    return tensor.to(ARRAYS.wide_dtype(tensor.dtype)).resolve_conj().resolve_neg()

@@ -13,6 +13,7 @@ from gradient_lars.torch import _checks, _dispatch
 from gradient_lars.torch._actions import LarsAction, ProtocolAction
 from gradient_lars.torch._decay import AbsorbedDecay
 from gradient_lars.torch._selection import Params, Selection
+from gradient_lars.torch._step_guard import StepGuard, calls_other_steps
 from gradient_lars.torch.rates import LayerRates
 
 Hook = Callable[..., Any]
@@ -142,7 +143,7 @@ class HookHandle:
         self.timing = timing
         self._optimizer = weakref.ref(optimizer)
         self._action = action
-        self._absorbed = absorbed
+        self._guard = StepGuard(absorbed.give_back if absorbed else _nothing)
         self._registered: list[RemovableHandle] = []
         if timing == "pre":
             self._registered.append(optimizer.register_step_pre_hook(self._before_step))
@@ -150,7 +151,8 @@ class HookHandle:
             self._registered.append(optimizer.register_step_post_hook(self._after_step))
         if absorbed is not None:
             self._registered.append(optimizer.register_step_post_hook(lambda *_: absorbed.give_back()))
-            absorbed.guard(optimizer)
+        if absorbed is not None or calls_other_steps(optimizer):
+            self._guard.install(optimizer)
 
     def rates(self) -> LayerRates:
         """Return norms and rates of the last step; they stay on the device until they are read.
@@ -173,8 +175,7 @@ class HookHandle:
         del _handles[optimizer][self.name]
         for handle in self._registered:
             handle.remove()
-        if self._absorbed is not None:
-            self._absorbed.unguard(optimizer)
+        self._guard.uninstall(optimizer)
 
     def __enter__(self) -> "HookHandle":
         return self
@@ -191,6 +192,8 @@ class HookHandle:
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> StepArguments | None:
         """Act on the gradients; or have the closure do so, since it makes them only during the step."""
+        if not self._guard.first_in_step():
+            return None
         run = self._action.prepare(optimizer)
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if not callable(closure):
@@ -208,7 +211,12 @@ class HookHandle:
         return (args[0], closure_then_hook, *args[2:]), kwargs
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._action.prepare(optimizer)()
+        if self._guard.first_in_step():
+            self._action.prepare(optimizer)()
+
+
+def _nothing() -> None:
+    pass
 
 
 def _check_options(

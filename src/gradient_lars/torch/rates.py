@@ -87,9 +87,7 @@ class LayerRates:
             for part in self._parts:
                 vectors = torch.stack([part.p_norm, part.g_norm, part.rate]).cpu()
                 # Compared in the norms' own type, as the step compared them.
-                adapted[part.places] = _formula.adapted(
-                    vectors[0].to(part.p_norm.dtype), threshold=self._threshold
-                )
+                adapted[part.places] = _formula.adapted(vectors[0].to(part.p_norm.dtype), threshold=self._threshold)
                 for column, vector in zip(columns, vectors, strict=True):
                     column[part.places] = vector.double()
             self._host = (columns[0], columns[1], columns[2], adapted)
