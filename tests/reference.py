@@ -43,6 +43,7 @@ def assert_close(actual, expected, dtype, *, factor=1.0):
     if expected.size == 0:
         return
     scale = np.max(np.abs(expected))
+    assert np.isfinite(scale), "the reference is not finite: nothing can be compared with it"
     error = np.max(np.abs(actual.astype(expected.dtype) - expected))
     allowed = factor * TOLERANCE[str(dtype).removeprefix("torch.")] * max(scale, np.finfo(np.float64).tiny)
     # NaN compares as false, so that a NaN on either side fails too.

@@ -5,6 +5,7 @@ rest of the package also uses the pieces of the PyTorch part.
 """
 
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -14,7 +15,7 @@ from gradient_lars import _formula
 # small, 2 million 3e-5. Norms of blocks, and then the norm of these, are right to 1e-7 in the same time.
 _BLOCK = 4096
 
-COPY_REMEDY = "Give it memory of its own first, for example `param.grad = param.grad.{copy}()`."
+COPY_REMEDY = "Give it memory of its own first, for example `param.grad = {copy}`."
 
 
 class ArrayLibrary(Protocol):
@@ -22,6 +23,9 @@ class ArrayLibrary(Protocol):
 
     def check(self, data: Any, grad: Any, weight_decay: float, label: str) -> None:
         """Raise TypeError or ValueError, before anything is changed, if `grad` cannot be rescaled in place."""
+
+    def device_of(self, array: Any) -> AbstractContextManager[Any]:
+        """Return the context in which the memory of `array` may be computed with."""
 
     def norm(self, array: Any) -> Any:
         """Return the Euclidean norm as a 0-d array or scalar, accumulated in float32 at least."""
@@ -50,12 +54,15 @@ def rescale(
     library, data, grad = _library_of(data, grad)
     label = f"`param.grad`{f' of {name!r}' if name else ''}"
     library.check(data, grad, weight_decay, label)
-    p_norm, g_norm = library.norm(data), library.norm(grad)
-    decay = weight_decay
-    if loss_scale is not None:
-        g_norm, decay = g_norm / loss_scale, weight_decay * loss_scale
-    rate = _formula.rate(p_norm, g_norm, threshold=threshold, weight_decay=weight_decay, eps=eps, where=library.where)
-    library.scale(grad, data, rate, decay)
+    with library.device_of(data):
+        p_norm, g_norm = library.norm(data), library.norm(grad)
+        decay = weight_decay
+        if loss_scale is not None:
+            g_norm, decay = g_norm / loss_scale, weight_decay * loss_scale
+        rate = _formula.rate(
+            p_norm, g_norm, threshold=threshold, weight_decay=weight_decay, eps=eps, where=library.where
+        )
+        library.scale(grad, data, rate, decay)
 
 
 def _library_of(data: Any, grad: Any) -> tuple[ArrayLibrary, Any, Any]:
@@ -105,8 +112,16 @@ class NumpyArrays:
             raise TypeError(f"{label} must be complex as `param.data` is, got {grad.dtype}.")
         # CuPy arrays have no such flag: they can always be written.
         if not getattr(grad.flags, "writeable", True):
-            remedy = COPY_REMEDY.format(copy="copy")
+            remedy = COPY_REMEDY.format(copy="numpy.array(param.grad)")
             raise ValueError(f"{label} is read-only and cannot be rescaled in place. {remedy}")
+
+    def device_of(self, array: Any) -> AbstractContextManager[Any]:
+        """See `ArrayLibrary`."""
+        # Chainer selects no device before it calls an optimizer's hooks, and a CuPy kernel runs on the selected one.
+        # NumPy's arrays have a `device` too, since 2.0: the text "cpu".
+        device = getattr(array, "device", None)
+        selected: AbstractContextManager[Any] = nullcontext()
+        return device if isinstance(device, AbstractContextManager) else selected
 
     def norm(self, array: Any) -> Any:
         """See `ArrayLibrary`."""
@@ -138,8 +153,14 @@ class TorchArrays:
     def check(self, data: Any, grad: Any, weight_decay: float, label: str) -> None:
         """See `ArrayLibrary`."""
         torch = self._torch
-        if not (grad.is_floating_point() or grad.is_complex()):
-            raise TypeError(f"{label} must be a tensor of floating point, got {_describe(grad)}.")
+        for tensor, what in ((data, label.replace("grad", "data", 1)), (grad, label)):
+            if not (tensor.is_floating_point() or tensor.is_complex()):
+                raise TypeError(f"{what} must be a tensor of floating point, got {_describe(tensor)}.")
+        if data.shape != grad.shape:
+            shapes = tuple(data.shape), tuple(grad.shape)
+            raise ValueError(f"{label} must have the shape of `param.data`, {shapes[0]}, got {shapes[1]}.")
+        if data.is_complex() and not grad.is_complex():
+            raise TypeError(f"{label} must be complex as `param.data` is, got {grad.dtype}.")
         if grad.layout is torch.sparse_coo:
             if weight_decay:
                 raise ValueError(
@@ -149,8 +170,12 @@ class TorchArrays:
         elif grad.layout is not torch.strided:
             raise ValueError(f"{label} has the layout {grad.layout}. Use a dense or a sparse COO gradient.")
         elif 0 in grad.stride() and grad.numel() > 1 and _overlaps(grad):
-            remedy = COPY_REMEDY.format(copy="clone")
+            remedy = COPY_REMEDY.format(copy="param.grad.clone()")
             raise ValueError(f"{label} is an expanded tensor and cannot be rescaled in place. {remedy}")
+
+    def device_of(self, array: Any) -> AbstractContextManager[Any]:
+        """See `ArrayLibrary`."""
+        return nullcontext()
 
     def norm(self, array: Any) -> Any:
         """See `ArrayLibrary`."""

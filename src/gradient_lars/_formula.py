@@ -6,6 +6,8 @@ layer) of any array library, so that every path, on any framework, computes the 
 
 from typing import Any
 
+INFINITY = float("inf")
+
 
 def _choose(condition: Any, if_true: Any, if_false: Any) -> Any:
     return if_true if condition else if_false
@@ -16,12 +18,24 @@ def adapted(p_norm: Any, *, threshold: float) -> Any:
     return p_norm > threshold
 
 
-def rate(p_norm: Any, g_norm: Any, *, threshold: float, weight_decay: Any, eps: float, where: Any = _choose) -> Any:
+def rate(
+    p_norm: Any,
+    g_norm: Any,
+    *,
+    threshold: float,
+    weight_decay: Any,
+    eps: float,
+    trust_coefficient: float = 1.0,
+    clip_lr: Any = None,
+    min_rate: float = 0.0,
+    max_rate: float = INFINITY,
+    where: Any = _choose,
+) -> Any:
     """Return the factor by which LARS multiplies ``g + weight_decay * p``.
 
     ::
 
-        rate = p_norm / (eps + g_norm + weight_decay * p_norm)   if p_norm > threshold, else 1
+        rate = trust_coefficient * p_norm / (eps + g_norm + weight_decay * p_norm)   if p_norm > threshold, else 1
 
     Args:
         p_norm: Euclidean norm of the layer's weights, >= 0; a float, a 0-d array or a vector with one norm per layer.
@@ -29,17 +43,32 @@ def rate(p_norm: Any, g_norm: Any, *, threshold: float, weight_decay: Any, eps: 
         threshold: layers whose weight norm is not strictly greater keep their gradient's size.
         weight_decay: coefficient of the decay, >= 0; one number, or a vector with one per layer.
         eps: added to the denominator, >= 0.
+        trust_coefficient: factor of an adapted layer's rate, > 0; the paper's eta. The hook has none.
+        clip_lr: the learning rate to clip at, or None. With it ``rate = min(rate / clip_lr, 1)`` for adapted layers, so
+            that ``clip_lr * rate`` is LARC's ``min(rate, clip_lr)``.
+        min_rate: least rate of an adapted layer, >= 0.
+        max_rate: greatest rate of an adapted layer.
         where: ``where(condition, if_true, if_false)`` of the array library that holds the norms. The default serves
             Python floats.
 
     Returns:
         The rate, of the type and shape of `p_norm`. Where the denominator is zero (``eps = 0`` and neither gradient
-        nor decay) the rate is 1: there is nothing to scale, and a gradient of zeros stays one of zeros.
+        nor decay) the rate is 1: there is nothing to scale, and a gradient of zeros stays one of zeros. A norm that is
+        not a number makes the rate one as well.
 
     References:
         You, Gitman, Ginsburg, "Large Batch Training of Convolutional Networks", arXiv 1708.03888, equation 6; in the
-        form of Chainer's ``GradientLARS``, without the trust coefficient.
+        form of Chainer's ``GradientLARS``, whose trust coefficient is 1.
     """
     denominator = eps + g_norm + weight_decay * p_norm
     scaled = adapted(p_norm, threshold=threshold) & (denominator != 0.0)
-    return where(scaled, p_norm / where(scaled, denominator, 1.0), 1.0)
+    ratio = p_norm / where(scaled, denominator, 1.0)
+    if trust_coefficient != 1.0:
+        ratio = trust_coefficient * ratio
+    if clip_lr is not None:
+        ratio = where(ratio >= clip_lr, 1.0, ratio / clip_lr)
+    if min_rate > 0.0:
+        ratio = where(ratio < min_rate, min_rate, ratio)
+    if max_rate != INFINITY:
+        ratio = where(ratio > max_rate, max_rate, ratio)
+    return where(scaled, ratio, 1.0)

@@ -1,6 +1,7 @@
 """``GradientLARS``: the hook of Chainer's protocol."""
 
 import math
+import sys
 from typing import Any, ClassVar, overload
 
 from gradient_lars import _arrays
@@ -115,8 +116,12 @@ class GradientLARS:
             ValueError: the gradient cannot be changed in place (read-only, overlapping), or is sparse and a decay is
                 asked for. Nothing was changed then.
         """
-        data, grad = _array_of(param), _grad_of(param)
-        if data is None or grad is None:
+        data = _array_of(param)
+        # Read before the gradient: that of an uninitialised Chainer parameter raises until it has been cleared once.
+        if data is None:
+            return
+        grad = _grad_of(param)
+        if grad is None:
             return
         _arrays.rescale(
             data,
@@ -132,11 +137,17 @@ class GradientLARS:
         """Return the factor that Chainer's loss scaling left in the gradient, or None if there is none.
 
         Chainer divides the gradient by the scale after the optimizer's hooks and before the update rule's own hooks,
-        but leaves ``param._loss_scale`` set in both; so a hook that is registered on the rule sees plain gradients.
+        but leaves ``param._loss_scale`` set in both. What tells the two calls apart is that Chainer 7 lets arrays of
+        any layout be read while a rule updates its parameter, and only then. Earlier versions have no such state: there
+        a hook that is registered on the rule is taken to be called by it.
         """
         scale = getattr(param, "_loss_scale", None)
         if scale is None:
             return None
+        variable = getattr(sys.modules.get("chainer"), "variable", None)
+        updating = getattr(variable, "_allow_array_access_with_nonstandard_layout", None)
+        if updating is not None:
+            return None if updating() else float(scale)
         registered = getattr(getattr(rule, "_hookable", None), "_pre_update_hooks", None) or {}
         return None if any(hook is self for hook in registered.values()) else float(scale)
 

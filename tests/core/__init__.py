@@ -1,0 +1,1 @@
+"""Tests of the hook without any framework, or with stand-ins for them."""
