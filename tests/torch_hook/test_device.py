@@ -75,7 +75,7 @@ def test_rates_are_those_of_the_step_even_if_the_threshold_changes_before_they_a
     handle.hook.threshold = 1e6
     assert handle.rates().adapted.tolist() == [True, True, False, True, True]
     assert [rate.name for rate in handle.rates()] == list(handle.rates().names)
-    assert repr(handle.rates()) == "LayerRates(layers=5, threshold=0.01)"
+    assert repr(handle.rates()) == "LayerRates(layers=5)"
 
 
 def test_a_step_without_gradients_has_no_rates():

@@ -100,9 +100,9 @@ class LarsAction:
             if grad is not None:
                 ARRAYS.check(param, grad, decay, f"`param.grad` of {name!r}")
                 layers.append(Layer(name, param, grad, decay, sign))
-        threshold, parts = self._hook.threshold, []
+        parts = []
         if layers:
             rescale = _dispatch.rescale_with(self._path, layers)
             with torch.no_grad():
-                parts = rescale(layers, loss_scale, threshold=threshold, eps=self._hook.eps)
-        self.rates = LayerRates([layer.name for layer in layers], parts, threshold=threshold)
+                parts = rescale(layers, loss_scale, threshold=self._hook.threshold, eps=self._hook.eps)
+        self.rates = LayerRates([layer.name for layer in layers], parts)

@@ -48,7 +48,7 @@ def _rescale_bucket(
             target.copy_(result)
     elif wide[0] is not targets[0]:
         torch._foreach_copy_(targets, wide)
-    return Norms(places, p_norm, g_norm, rate)
+    return Norms(places, p_norm, g_norm, rate, threshold)
 
 
 def _workable(tensor: Tensor) -> Tensor:

@@ -18,5 +18,5 @@ def rescale(layers: list[Layer], loss_scale: LossScale, *, threshold: float, eps
         )
         factor, decay = loss_scale.applied(rate, layer.sign * layer.weight_decay)
         ARRAYS.scale(layer.grad, layer.param, factor, decay)
-        parts.append(Norms([i], p_norm.reshape(1), g_norm.reshape(1), rate.reshape(1)))
+        parts.append(Norms([i], p_norm.reshape(1), g_norm.reshape(1), rate.reshape(1), threshold))
     return parts

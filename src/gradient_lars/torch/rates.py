@@ -20,12 +20,16 @@ class LayerRate(NamedTuple):
 
 
 class Norms(NamedTuple):
-    """Norms and rates of some layers, as vectors on the layers' device; `places` are theirs among all layers."""
+    """Norms and rates of some layers, as vectors on the layers' device.
+
+    `places` are the layers' among all; `threshold` is what their weight norms were compared with.
+    """
 
     places: list[int]
     p_norm: Tensor
     g_norm: Tensor
     rate: Tensor
+    threshold: float
 
 
 class LayerRates:
@@ -38,10 +42,9 @@ class LayerRates:
     is not listed.
     """
 
-    def __init__(self, names: list[str], parts: list[Norms], *, threshold: float) -> None:
+    def __init__(self, names: list[str], parts: list[Norms]) -> None:
         self._names = tuple(names)
         self._parts = parts
-        self._threshold = threshold
         self._host: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
 
     @property
@@ -77,7 +80,7 @@ class LayerRates:
         return map(LayerRate._make, zip(self._names, *columns, strict=True))
 
     def __repr__(self) -> str:
-        return f"LayerRates(layers={len(self)}, threshold={self._threshold})"
+        return f"LayerRates(layers={len(self)})"
 
     def _read(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         if self._host is None:
@@ -87,7 +90,7 @@ class LayerRates:
             for part in self._parts:
                 vectors = torch.stack([part.p_norm, part.g_norm, part.rate]).cpu()
                 # Compared in the norms' own type, as the step compared them.
-                adapted[part.places] = _formula.adapted(vectors[0].to(part.p_norm.dtype), threshold=self._threshold)
+                adapted[part.places] = _formula.adapted(vectors[0].to(part.p_norm.dtype), threshold=part.threshold)
                 for column, vector in zip(columns, vectors, strict=True):
                     column[part.places] = vector.double()
             self._host = (columns[0], columns[1], columns[2], adapted)
