@@ -1,0 +1,161 @@
+"""The commands, their options and help."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from gradient_lars import __version__
+from gradient_lars.cli.errors import INTERRUPTED, USAGE, CommandError, require
+from gradient_lars.cli.settings import DIGITS, Settings, parse_batch_sizes, parse_learning_rates
+
+app = typer.Typer(
+    help="Layer-wise adaptive rate scaling (LARS): compare it with plain SGD on real data, and see what is installed.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+DEFAULT_OUT = Path("gradient-lars-compare")
+_DATA = "`digits` (with scikit-learn, no download), `fashion-mnist` (with --data-dir), or the path of an .npz file."
+_RATES = (
+    "Learning rates to try: `0.1,0.3` for both, or `sgd:0.1,0.3` and `lars:0.01,0.03` (give the option twice); "
+    "as many for one as for the other."
+)
+
+
+@contextmanager
+def _mistakes() -> Iterator[None]:
+    """Print a `CommandError` as one line on stderr and exit with 2."""
+    try:
+        yield
+    except CommandError as error:
+        typer.echo(f"gradient-lars: {error}", err=True)
+        raise typer.Exit(USAGE) from None
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"gradient-lars {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(
+    "compare",
+    epilog="""
+**Examples**
+
+    gradient-lars compare
+
+    gradient-lars compare --batch-sizes 64,full --seeds 5 --out runs/digits
+
+    gradient-lars compare --data fashion-mnist --data-dir DIR --device cuda
+
+    gradient-lars compare --data mine.npz --learning-rates sgd:0.1,1
+    --learning-rates lars:0.01,0.1
+
+    gradient-lars compare --resume
+
+    gradient-lars compare --replot gradient-lars-compare/results.csv
+""",
+)
+def compare_command(
+    data: Annotated[str, typer.Option(help=_DATA)] = DIGITS,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the four IDX files, gzip or not.")] = None,
+    batch_sizes: Annotated[
+        str | None,
+        typer.Option(help="Such as `32,256,full`.", show_default="all, and 2^k up to 1/2, 1/4, 1/16"),
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="Passes over the training split, for every run.")] = 20,
+    seeds: Annotated[int, typer.Option(help="Final runs of each optimizer at each batch size.")] = 3,
+    learning_rates: Annotated[list[str] | None, typer.Option(help=_RATES, show_default="6 for each")] = None,
+    device: Annotated[str, typer.Option(help="Such as `cpu`, `cuda` or `cuda:1`.")] = "cpu",
+    threshold: Annotated[float, typer.Option(help="GradientLARS: layers of a smaller norm keep rate 1.")] = 0.01,
+    weight_decay: Annotated[float, typer.Option(help="Of both optimizers.")] = 5e-4,
+    eps: Annotated[float, typer.Option(help="GradientLARS: added to the denominator.")] = 1e-9,
+    momentum: Annotated[float, typer.Option(help="Of both optimizers.")] = 0.9,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results.", show_default=str(DEFAULT_OUT))] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted comparison.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin again in a used folder.")] = False,
+    replot: Annotated[
+        Path | None, typer.Option(help="Print and draw a finished comparison again, from its results.csv.")
+    ] = None,
+) -> None:
+    """Train one network at several batch sizes, with SGD and with SGD + GradientLARS, and compare.
+
+    Both get the same data, epochs, warm-up and decay, initial weights, and number of learning rates to choose from on
+    a validation split; the test split is used for the final runs only. Prints a table; saves results.csv (one row per
+    run), rates.csv (rate of each layer) and plot.png.
+
+    An .npz file holds x_train, y_train, x_test, y_test: images (N, height, width) or (N, channels, height, width),
+    labels (N,) of an integer type.
+    """
+    with _mistakes():
+        if resume and overwrite:
+            raise CommandError("`--resume` and `--overwrite` exclude each other: give one of them.")
+        if replot is not None:
+            _replot(replot, out, other=resume or overwrite)
+            return
+        settings = Settings(
+            data=data,
+            data_dir=data_dir,
+            batch_sizes=parse_batch_sizes(batch_sizes),
+            learning_rates=parse_learning_rates(learning_rates or []),
+            epochs=epochs,
+            seeds=seeds,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            threshold=threshold,
+            eps=eps,
+            device=device,
+            out=out or DEFAULT_OUT,
+        )
+        _compare(settings, resume=resume, overwrite=overwrite)
+
+
+def _compare(settings: Settings, *, resume: bool, overwrite: bool) -> None:
+    require(
+        ["torch", "numpy", "matplotlib", *(["sklearn"] if settings.data == DIGITS else [])],
+        "`gradient-lars compare`",
+    )
+    log = Console(stderr=True, highlight=False)
+    try:
+        from gradient_lars.cli.compare import compare
+
+        compare(settings, resume=resume, overwrite=overwrite, output=Console(highlight=False), log=log)
+    except KeyboardInterrupt:
+        log.print("Interrupted. The finished runs are kept: give the same command with `--resume` to go on.")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _replot(results: Path, out: Path | None, *, other: bool) -> None:
+    if other:
+        raise CommandError("`--replot` trains nothing: leave `--resume` and `--overwrite` out.")
+    require(["matplotlib"], "`gradient-lars compare --replot`")
+    from gradient_lars.cli.files import check_writable, write_errors
+    from gradient_lars.cli.report import report
+
+    folder = out or results.parent
+    check_writable(folder)
+    with write_errors(folder):
+        report(results, folder, Console(highlight=False))
+
+
+@app.command("info", epilog="**Example**\n\n    gradient-lars info")
+def info_command() -> None:
+    """Show the installed versions, the devices, and the path that the hook takes on each."""
+    from gradient_lars.cli.info import print_info
+
+    print_info(Console(highlight=False))

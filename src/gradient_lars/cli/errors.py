@@ -1,0 +1,26 @@
+"""What the command line tells its user when something is wrong."""
+
+import importlib.util
+from collections.abc import Iterable
+
+INTERRUPTED = 130
+USAGE = 2
+
+
+class CommandError(Exception):
+    """A mistake of the user's: its text is printed as it is, without a traceback, and the exit code is 2."""
+
+
+def require(packages: Iterable[str], purpose: str) -> None:
+    """Raise `CommandError` naming those of `packages` (import names) that are not installed.
+
+    Args:
+        packages: import names of top-level packages; they are looked up, not imported.
+        purpose: what needs them, for the message.
+    """
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise CommandError(
+            f"{purpose} needs {', '.join(f'`{name}`' for name in missing)}, not installed here: "
+            "install with `pip install 'gradient-lars[cli]'`."
+        )

@@ -1,0 +1,158 @@
+"""The options of ``gradient-lars compare``, parsed and checked before anything is read or written."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gradient_lars.cli.errors import CommandError
+
+SGD = "sgd"
+LARS = "lars"
+OPTIMIZERS = (SGD, LARS)
+FULL = "full"
+DIGITS = "digits"
+FASHION_MNIST = "fashion-mnist"
+
+# Both grids have 6 values a factor of 3 apart over 2.5 decades. They bracket the best rate of the default run (digits,
+# 20 epochs) at every default batch size; LARS's rates are lower because its lr is about the relative change of a layer
+# in one step.
+DEFAULT_LEARNING_RATES = {
+    SGD: (0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
+    LARS: (0.003, 0.01, 0.03, 0.1, 0.3, 1.0),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Checked options of one comparison.
+
+    Attributes:
+        batch_sizes: integers and possibly `FULL`; empty means that they are derived from the size of the training
+            split (see `resolve_batch_sizes`).
+        learning_rates: for each of `OPTIMIZERS` its grid, ascending.
+        seeds: the number of final runs of each cell.
+    """
+
+    data: str
+    data_dir: Path | None
+    batch_sizes: tuple[int | str, ...]
+    learning_rates: dict[str, tuple[float, ...]]
+    epochs: int
+    seeds: int
+    momentum: float
+    weight_decay: float
+    threshold: float
+    eps: float
+    device: str
+    out: Path
+
+    def __post_init__(self) -> None:
+        """Check every number and the data set's name."""
+        known = f"`{DIGITS}`, `{FASHION_MNIST}` or the path of an .npz file"
+        if self.data not in (DIGITS, FASHION_MNIST) and not self.data.endswith(".npz"):
+            raise CommandError(f"`--data` is `{self.data}`, which is unknown: give {known}.")
+        if self.data == FASHION_MNIST and self.data_dir is None:
+            raise CommandError(
+                "`--data fashion-mnist` needs `--data-dir DIR`, the folder of its four IDX files "
+                "(https://github.com/zalandoresearch/fashion-mnist has them)."
+            )
+        if self.data != FASHION_MNIST and self.data_dir is not None:
+            raise CommandError(f"`--data-dir` belongs to `--data {FASHION_MNIST}` only: leave it out.")
+        for name, value in (("--epochs", self.epochs), ("--seeds", self.seeds)):
+            if value < 1:
+                raise CommandError(f"`{name}` must be at least 1, got {value}: give a positive whole number.")
+        for name, number in (("--weight-decay", self.weight_decay), ("--eps", self.eps)):
+            if not (math.isfinite(number) and number >= 0):
+                raise CommandError(f"`{name}` must be >= 0 and finite, got {number:g}: give 0 to switch it off.")
+        if not self.threshold >= 0:
+            raise CommandError(f"`--threshold` must be >= 0, got {self.threshold:g}: 0 adapts every layer.")
+        if not 0 <= self.momentum < 1:
+            raise CommandError(f"`--momentum` must be in [0, 1), got {self.momentum:g}: 0.9 is usual.")
+
+
+def parse_batch_sizes(text: str | None) -> tuple[int | str, ...]:
+    """Read ``32,128,full``; None gives the empty tuple.
+
+    Raises:
+        CommandError: an item is neither a whole number >= 2 nor ``full``, or there is none.
+    """
+    if text is None:
+        return ()
+    remedy = "give whole numbers >= 2, or `full` for the whole training split, such as 32,128,full"
+    sizes: list[int | str] = []
+    for item in _items(text, "--batch-sizes", remedy):
+        if item == FULL:
+            sizes.append(FULL)
+        elif item.isdecimal() and int(item) >= 2:  # batch normalisation needs two samples
+            sizes.append(int(item))
+        else:
+            raise CommandError(f"`--batch-sizes` has the item `{item}`: {remedy}.")
+    return tuple(sizes)
+
+
+def resolve_batch_sizes(sizes: Sequence[int | str], n_train: int) -> tuple[int, ...]:
+    """Return ascending, distinct batch sizes for a training split of `n_train` images.
+
+    Without `sizes` they are the whole split and the powers of two at or below its half, quarter and sixteenth.
+
+    Raises:
+        CommandError: a batch is larger than the split.
+    """
+    if not sizes:
+        powers = [2 ** int(math.log2(n_train / part)) for part in (2, 4, 16) if n_train / part >= 2]
+        sizes = [*powers, n_train]
+    resolved = sorted({n_train if size == FULL else int(size) for size in sizes})
+    if resolved[-1] > n_train:
+        raise CommandError(
+            f"`--batch-sizes` asks for {resolved[-1]}, but the training split has {n_train} images: "
+            "give a smaller one, or `full` for all of them."
+        )
+    return tuple(resolved)
+
+
+def parse_learning_rates(texts: Sequence[str]) -> dict[str, tuple[float, ...]]:
+    """Read ``0.1,0.3`` (both optimizers), ``sgd:0.1,0.3`` and ``lars:0.01,0.03``; what is not given is the default.
+
+    Raises:
+        CommandError: not positive numbers, the same optimizer twice, or grids of different lengths.
+    """
+    remedy = "give positive numbers, such as 0.1,0.3 or sgd:0.1,0.3 or lars:0.01,0.03"
+    given: dict[str, tuple[float, ...]] = {}
+    for text in texts:
+        prefix, colon, values = text.rpartition(":")
+        names = (prefix.strip().lower(),) if colon else OPTIMIZERS
+        if names[0] not in OPTIMIZERS:
+            raise CommandError(f"`--learning-rates` names `{prefix}`: the optimizers are `sgd` and `lars`.")
+        grid = tuple(sorted(_positive(item, remedy) for item in _items(values, "--learning-rates", remedy)))
+        if len(set(grid)) < len(grid):
+            raise CommandError(f"`--learning-rates {text}` has a value twice: give each one once.")
+        for name in names:
+            if name in given:
+                raise CommandError(f"`--learning-rates` gives the rates of `{name}` twice: give them once.")
+            given[name] = grid
+    grids = {name: given.get(name, DEFAULT_LEARNING_RATES[name]) for name in OPTIMIZERS}
+    counts = {name: len(grid) for name, grid in grids.items()}
+    if counts[SGD] != counts[LARS]:
+        raise CommandError(
+            f"`--learning-rates` gives {counts[SGD]} rates to sgd and {counts[LARS]} to lars: "
+            "give both the same number, so that both are tuned equally."
+        )
+    return grids
+
+
+def _items(text: str, option: str, remedy: str) -> list[str]:
+    items = [item.strip() for item in text.split(",") if item.strip()]
+    if not items:
+        raise CommandError(f"`{option}` is an empty list: {remedy}.")
+    return items
+
+
+def _positive(item: str, remedy: str) -> float:
+    try:
+        value = float(item)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise CommandError(f"`--learning-rates` has the item `{item}`: {remedy}.")
+    return value
