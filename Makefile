@@ -1,10 +1,11 @@
-# make demo   train the digits with SGD and with GradientLARS: table, CSV and plot in demo/
-# make test   all tests        make check   format, lint, types        make clean   remove what these made
+# make demo      train the digits with SGD and with GradientLARS: table, CSV and plot in demo/
+# make test      all tests, with coverage      make check   format, lint, types, import rules
+# make results   the committed results and README's tables made anew      make clean   remove what these made
 
 PYTHON ?= python3.11
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check coverage clean
+.PHONY: demo test check results clean
 
 demo: .venv/.demo
 	.venv/bin/gradient-lars compare --out demo --overwrite
@@ -19,6 +20,10 @@ check: .venv/.test
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 	.venv/bin/python -m pytest -q -p no:cacheprovider tests/core/test_imports.py
+
+results: .venv/.demo
+	.venv/bin/gradient-lars compare --out benchmarks/results/compare-digits --overwrite
+	.venv/bin/python benchmarks/make_readme.py
 
 clean:
 	rm -rf .venv demo build dist .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis
