@@ -22,6 +22,14 @@ def test_lbfgs():
         add_hook(torch.optim.LBFGS([_param()]), GradientLARS())
 
 
+@pytest.mark.parametrize("name", ["LARS", "Lars", "LARC", "LARSWrapper"])
+def test_an_optimizer_that_does_it_already(name):
+    optimizer = type("Mine", (type(name, (torch.optim.SGD,), {}),), {})([_param()])
+    with pytest.raises(ValueError, match="`optimizer` is Mine, which does layer-wise scaling itself"):
+        add_hook(optimizer, GradientLARS())
+    add_hook(optimizer, lambda optimizer: None, name="another hook")
+
+
 def test_a_wrapper_without_step_hooks():
     class Wrapper(torch.optim.Optimizer):
         def __init__(self, optimizer):

@@ -24,6 +24,8 @@ _RESCALING_CANCELS = frozenset(
     }
 )
 
+_LARS_ALREADY = frozenset({"LARC", "LARS", "LARSWrapper", "Lars"})
+
 
 def check_optimizer(optimizer: Any) -> None:
     """Raise TypeError if hooks cannot be put on `optimizer`."""
@@ -82,6 +84,15 @@ def rescaling_cancels(optimizer: torch.optim.Optimizer) -> bool:
     """Return whether `optimizer` is known to undo any rescaling of a layer's gradient."""
     names = {base.__name__ for base in type(optimizer).__mro__}
     return any("adam" in name.lower() for name in names) or not _RESCALING_CANCELS.isdisjoint(names)
+
+
+def check_not_lars_already(optimizer: torch.optim.Optimizer) -> None:
+    """Raise ValueError if the optimizer scales its layers itself, so that GradientLARS would do it twice."""
+    if any(base.__name__ in _LARS_ALREADY for base in type(optimizer).__mro__):
+        raise ValueError(
+            f"`optimizer` is {type(optimizer).__name__}, which does layer-wise scaling itself: GradientLARS would do it "
+            "twice. Leave the hook out, or use torch.optim.SGD with it."
+        )
 
 
 def warn_if_rescaling_cancels(optimizer: torch.optim.Optimizer) -> None:

@@ -67,7 +67,7 @@ def add_hook(
         TypeError: `optimizer` is no ``torch.optim.Optimizer`` or is LBFGS; `hook` is not callable; `params` holds
             something that is no tensor; `absorb_weight_decay` without a GradientLARS.
         ValueError: `timing`, `path` or `params` is not as described; the hook has no name; a decay is set in the hook
-            and in a group; the parameters are sharded in a way that has lost their layers (FSDP1).
+            and in a group; `optimizer` does layer-wise scaling itself; the parameters are sharded in a way that has lost their layers (FSDP1).
         KeyError: `name` is in use on this optimizer.
 
     Warns:
@@ -104,6 +104,7 @@ def add_hook(
     action: LarsAction | ProtocolAction
     if is_lars:
         action = LarsAction(hook, selection, absorbed, path)  # type: ignore[arg-type]
+        _checks.check_not_lars_already(optimizer)
         action.check(optimizer)
         _checks.warn_if_rescaling_cancels(optimizer)
     else:
