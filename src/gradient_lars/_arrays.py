@@ -14,6 +14,7 @@ from gradient_lars import _formula
 # PyTorch's CPU kernel sums a whole tensor into a few float32 numbers: 25 million entries in [0, 1) come out 8e-4 too
 # small, 2 million 3e-5. Norms of blocks, and then the norm of these, are right to 1e-7 in the same time.
 _BLOCK = 4096
+LARGE = 16 * _BLOCK
 
 COPY_REMEDY = "Give it memory of its own first, for example `param.grad = {copy}`."
 
@@ -154,7 +155,7 @@ class TorchArrays:
         """See `ArrayLibrary`."""
         torch = self._torch
         for tensor, what in ((data, label.replace("grad", "data", 1)), (grad, label)):
-            if not (tensor.is_floating_point() or tensor.is_complex()):
+            if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.dtype.itemsize < 2:
                 raise TypeError(f"{what} must be a tensor of floating point, got {_describe(tensor)}.")
         if data.shape != grad.shape:
             shapes = tuple(data.shape), tuple(grad.shape)
@@ -169,9 +170,14 @@ class TorchArrays:
                 )
         elif grad.layout is not torch.strided:
             raise ValueError(f"{label} has the layout {grad.layout}. Use a dense or a sparse COO gradient.")
-        elif 0 in grad.stride() and grad.numel() > 1 and _overlaps(grad):
+        elif _overlaps(grad):
             remedy = COPY_REMEDY.format(copy="param.grad.clone()")
-            raise ValueError(f"{label} is an expanded tensor and cannot be rescaled in place. {remedy}")
+            raise ValueError(
+                f"{label} is an expanded tensor or overlaps itself, and cannot be rescaled in place. {remedy}"
+            )
+        if grad.is_inference() and not torch.is_inference_mode_enabled():
+            remedy = COPY_REMEDY.format(copy="param.grad.clone()")
+            raise ValueError(f"{label} is an inference tensor and cannot be rescaled in place. {remedy}")
 
     def device_of(self, array: Any) -> AbstractContextManager[Any]:
         """See `ArrayLibrary`."""
@@ -183,7 +189,7 @@ class TorchArrays:
         if array.layout is torch.sparse_coo:
             array = array.coalesce()._values()
         dtype = self.wide_dtype(array.dtype)
-        if array.device.type == "cpu" and array.numel() >= 16 * _BLOCK and dtype in (torch.float32, torch.complex64):
+        if array.device.type == "cpu" and array.numel() >= LARGE and dtype in (torch.float32, torch.complex64):
             flat = _flat(array)
             whole = flat.numel() // _BLOCK * _BLOCK
             blocks = torch.linalg.vector_norm(flat[:whole].view(-1, _BLOCK), dim=1, dtype=dtype)
@@ -226,7 +232,9 @@ def _flat(tensor: Any) -> Any:
 
 
 def _overlaps(tensor: Any) -> bool:
-    return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
+    """Return whether `tensor` has more entries than places in memory, as an expanded tensor has."""
+    span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return bool(tensor.numel() > span)
 
 
 def _describe(array: Any) -> str:

@@ -53,8 +53,8 @@ def rate(
 
     Returns:
         The rate, of the type and shape of `p_norm`. Where the denominator is zero (``eps = 0`` and neither gradient
-        nor decay) the rate is 1: there is nothing to scale, and a gradient of zeros stays one of zeros. A norm that is
-        not a number makes the rate one as well.
+        nor decay) the rate is 1: there is nothing to scale, and a gradient of zeros stays one of zeros. A gradient norm
+        that is NaN makes the rate NaN, an infinite one makes it 0. A weight norm of NaN is not above the threshold.
 
     References:
         You, Gitman, Ginsburg, "Large Batch Training of Convolutional Networks", arXiv 1708.03888, equation 6; in the

@@ -39,7 +39,7 @@ def test_optimizer_is_checked_first():
 
 
 def test_then_whether_the_hook_can_be_called():
-    with pytest.raises(TypeError, match="`hook` must be callable, got str"):
+    with pytest.raises(TypeError, match="`hook` must be a callable object, got str"):
         add_hook(_optimizer(), "not callable", timing="never")
 
 
@@ -238,6 +238,97 @@ def test_the_hook_does_not_keep_the_optimizer_alive():
     gc.collect()
     assert alive() is None
     handle.remove()
+
+
+def _leak_two_absorbing(optimizer):
+    a, b = optimizer.param_groups[0]["params"][0], torch.nn.Parameter(torch.ones(2))
+    optimizer.add_param_group({"params": [("b", b)]})
+    add_hook(optimizer, GradientLARS(), name="a", params=[a], absorb_weight_decay=True)
+    add_hook(optimizer, GradientLARS(), name="b", params=[b], absorb_weight_decay=True)
+
+
+def _leak_predicate_of_a_trainer(optimizer):
+    class Trainer:
+        def pick(self, name, param):
+            return True
+
+    trainer = Trainer()
+    trainer.optimizer = optimizer
+    add_hook(optimizer, GradientLARS(), params=trainer.pick)
+
+
+def _leak_hook_that_knows_its_optimizer(optimizer):
+    hook = Recorder([])
+    hook.optimizer = optimizer
+    add_hook(optimizer, hook)
+
+
+@pytest.mark.parametrize(
+    "entangle", [_leak_two_absorbing, _leak_predicate_of_a_trainer, _leak_hook_that_knows_its_optimizer]
+)
+def test_an_optimizer_that_its_own_hooks_refer_to_is_freed(entangle):
+    optimizer = _optimizer()
+    entangle(optimizer)
+    alive = weakref.ref(optimizer)
+    del optimizer
+    gc.collect()
+    assert alive() is None
+
+
+def test_hooks_may_come_and_go_in_any_order_without_piling_up():
+    optimizer = _optimizer(weight_decay=0.1)
+    other = torch.nn.Parameter(torch.ones(2))
+    optimizer.add_param_group({"params": [("other", other)]})
+    params = [optimizer.param_groups[0]["params"][0], other]
+    first = add_hook(optimizer, GradientLARS(), name="0", params=params[:1], absorb_weight_decay=True)
+    for i in range(1, 2000):
+        chosen = [params[i % 2]]
+        second = add_hook(optimizer, GradientLARS(), name=str(i), params=chosen, absorb_weight_decay=True)
+        first.remove()
+        first = second
+    optimizer.step()
+    first.remove()
+    assert "step" not in optimizer.__dict__
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.1]
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_removing_absorbing_hooks_in_either_order_leaves_nothing(order):
+    optimizer = _optimizer()
+    b = torch.nn.Parameter(torch.ones(2))
+    optimizer.add_param_group({"params": [("b", b)], "weight_decay": 0.2})
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1)
+    wrapped = optimizer.__dict__["step"]
+    handles = [
+        add_hook(optimizer, GradientLARS(), name="a", params=lambda name, _: name == "layer", absorb_weight_decay=True),
+        add_hook(optimizer, GradientLARS(), name="b", params=[b], absorb_weight_decay=True),
+    ]
+    for i in order:
+        handles[i].remove()
+    assert optimizer.__dict__["step"] is wrapped
+    optimizer.step()
+    scheduler.step()
+
+
+def test_a_stale_handle_does_not_remove_a_successor_of_its_name():
+    optimizer = _optimizer()
+    stale = add_hook(optimizer, Recorder([]), name="lars")
+    remove_hook(optimizer, "lars")
+    add_hook(optimizer, GradientLARS(), name="lars")
+    stale.remove()
+    with pytest.raises(KeyError, match="in use"):
+        add_hook(optimizer, GradientLARS(), name="lars")
+
+
+def test_a_class_is_no_hook():
+    with pytest.raises(TypeError, match=r"got the class GradientLARS. Pass GradientLARS\(\)"):
+        add_hook(_optimizer(), GradientLARS)
+
+
+@pytest.mark.parametrize("name", ["", 5])
+def test_a_name_is_a_text(name):
+    with pytest.raises(TypeError, match="`name` must be a text that is not empty"):
+        add_hook(_optimizer(), GradientLARS(), name=name)
 
 
 def test_an_error_leaves_nothing_registered():

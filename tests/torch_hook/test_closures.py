@@ -68,6 +68,77 @@ def test_once_per_evaluation():
         assert_close(to_numpy(grad), expected, "float32")
 
 
+class ClosureLast(torch.optim.SGD):
+    def step(self, zero_grad=False, closure=None):
+        assert zero_grad is True
+        loss = closure()
+        torch.optim.SGD.step.__wrapped__(self)
+        return loss
+
+
+class OtherName(torch.optim.SGD):
+    def step(self, evaluate=None):
+        loss = evaluate()
+        torch.optim.SGD.step.__wrapped__(self)
+        return loss
+
+
+class AnyArguments(torch.optim.SGD):
+    def step(self, *args, **kwargs):
+        return torch.optim.SGD.step.__wrapped__(self, *args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("optimizer_class", "arguments"),
+    [
+        (ClosureLast, lambda c: ((True, c), {})),
+        (ClosureLast, lambda c: ((True,), {"closure": c})),
+        (ClosureLast, lambda c: ((), {"closure": c, "zero_grad": True})),
+        (OtherName, lambda c: ((c,), {})),
+        (OtherName, lambda c: ((), {"evaluate": c})),
+        (AnyArguments, lambda c: ((c,), {})),
+        (AnyArguments, lambda c: ((), {"closure": c})),
+    ],
+)
+def test_the_closure_is_found_wherever_the_optimizer_takes_it(optimizer_class, arguments):
+    torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
+    param, optimizer, closure = _problem("foreach", optimizer_class)
+
+    def with_grad():
+        with torch.enable_grad():
+            return closure()
+
+    for _ in range(2):
+        args, kwargs = arguments(with_grad)
+        optimizer.step(*args, **kwargs)
+    assert_close(to_numpy(param), _expected(2), "float32")
+
+
+@pytest.mark.parametrize("per_param", [False, True])
+@pytest.mark.parametrize("with_closure", [False, True])
+def test_other_hooks_run_without_autograd_with_and_without_a_closure(with_closure, per_param):
+    param = torch.nn.Parameter(torch.tensor(WEIGHTS))
+    optimizer = torch.optim.SGD([param], lr=0.1)
+
+    class Decay:
+        name, call_for_each_param = "decay", per_param
+
+        def __call__(self, *args):
+            param.grad.add_(param, alpha=0.5)
+            param.mul_(2.0)
+
+    add_hook(optimizer, Decay())
+
+    def closure():
+        param.grad = torch.ones(3)
+
+    if not with_closure:
+        closure()
+    optimizer.step(closure if with_closure else None)
+    assert param.grad.grad_fn is None
+    assert param.tolist() == pytest.approx([2 * w - 0.1 * (1 + 0.5 * w) for w in WEIGHTS])
+
+
 def test_stale_gradients_before_the_closure_are_left_alone():
     param, optimizer, closure = _problem("foreach")
     param.grad = torch.full((3,), 7.0)
@@ -139,6 +210,20 @@ def test_a_step_that_calls_its_parents_step_acts_once(timing, with_closure):
     assert param.grad.tolist() == pytest.approx([5.0 * 0.8, 5.0 * 0.4])
     handle.remove()
     assert "step" not in optimizer.__dict__
+
+
+def test_a_step_function_taken_before_the_hook_acts_again_after_a_step_that_raised():
+    torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
+    param = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
+    optimizer = Outer([param], lr=0.0)
+    plain_step = optimizer.step
+    add_hook(optimizer, GradientLARS())
+    param.grad = torch.tensor([0.5, 0.0])
+    with pytest.raises(RuntimeError, match="after the update"):
+        optimizer.step(fail=True)
+    param.grad = torch.tensor([0.5, 0.0])
+    plain_step()
+    assert param.grad.tolist() == pytest.approx([5.0, 0.0])
 
 
 def test_an_argument_that_is_no_closure_passes_through():

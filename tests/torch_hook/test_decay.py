@@ -110,6 +110,40 @@ def test_a_group_without_decay_of_its_own_is_fine():
     assert "weight_decay" not in optimizer.param_groups[0]
 
 
+def test_a_group_whose_decay_is_none_has_none():
+    a, _, optimizer = _two_groups()
+    optimizer.param_groups[0]["weight_decay"] = None
+    add_hook(optimizer, GradientLARS(weight_decay=0.1), params=[a])
+
+
+def test_a_decay_set_within_the_step_stays():
+    a, b, optimizer = _two_groups()
+    add_hook(optimizer, GradientLARS(), absorb_weight_decay=True)
+
+    def closure():
+        _fill(a, b)
+        optimizer.param_groups[0]["weight_decay"] = 0.7
+
+    optimizer.step(closure)
+    assert _decays(optimizer) == [0.7, 0.0]
+
+
+def test_the_decay_stays_absorbed_until_a_step_around_the_parents_step_ends():
+    class Around(torch.optim.SGD):
+        def step(self, closure=None):
+            super().step(closure)
+            self.seen = _decays(self)
+
+    a, _, _ = _two_groups()
+    torch.optim.SGD([a])
+    optimizer = Around([a], lr=0.1, weight_decay=0.3)
+    add_hook(optimizer, GradientLARS(), absorb_weight_decay=True)
+    _fill(a)
+    optimizer.step()
+    assert optimizer.seen == [0.0]
+    assert _decays(optimizer) == [0.3]
+
+
 class Failing(torch.optim.SGD):
     """Raises after its parent's step, or before it."""
 

@@ -124,9 +124,43 @@ def test_dtensor():
         add_hook(torch.optim.SGD(module.named_parameters(), lr=0.1), GradientLARS())
 
 
+def test_parameters_of_other_types():
+    for dtype in (torch.int64, torch.float8_e4m3fn):
+        param = torch.nn.Parameter(torch.zeros(2).to(dtype), requires_grad=False)
+        optimizer = torch.optim.SGD([("a", param)], lr=0.1)
+        with pytest.raises(TypeError, match=f"holds 'a' of type {dtype}. LARS takes float16 and wider"):
+            add_hook(optimizer, GradientLARS())
+
+
+def test_one_gradient_of_two_parameters_is_refused():
+    a, b = _param(), _param()
+    b.grad = a.grad
+    optimizer = torch.optim.SGD([("a", a), ("b", b)], lr=0.1)
+    add_hook(optimizer, GradientLARS())
+    with pytest.raises(ValueError, match="`param.grad` of 'b' is the same tensor as that of 'a'"):
+        optimizer.step()
+    assert torch.equal(a.grad, torch.ones(2, 2))
+
+
+def test_a_parameter_that_was_replaced_is_missed():
+    a = _param()
+    optimizer = torch.optim.SGD([("a", a)], lr=0.1)
+    add_hook(optimizer, GradientLARS(), params=[a])
+    optimizer.param_groups[0]["params"][0] = _param()
+    with pytest.raises(RuntimeError, match="`params` named 1 parameters, but the optimizer now holds 0 of them"):
+        optimizer.step()
+
+
+def _inference_tensor():
+    with torch.inference_mode():
+        return torch.ones(2, 2)
+
+
 @pytest.mark.parametrize(
     ("grad", "weight_decay", "message"),
     [
+        (_inference_tensor(), 0.0, "`param.grad` of 'b' is an inference tensor"),
+        (torch.ones(3).as_strided((2, 2), (1, 1)), 0.0, "`param.grad` of 'b' is an expanded tensor or overlaps itself"),
         (torch.ones(1, 2).expand(2, 2), 0.0, "`param.grad` of 'b' is an expanded tensor .*grad.clone"),
         (
             torch.sparse_coo_tensor([[0]], [[1.0, 1.0]], (2, 2), check_invariants=True),

@@ -50,6 +50,18 @@ def test_restricted(kind, path):
     assert set(handle.rates().names) == WEIGHTS
 
 
+def test_a_predicate_is_asked_once_about_each_parameter():
+    model = _model()
+    optimizer = torch.optim.SGD(model.named_parameters(), lr=0.0)
+    asked = []
+    add_hook(optimizer, GradientLARS(), params=lambda name, p: asked.append(name) or True)
+    optimizer.step()
+    optimizer.load_state_dict(optimizer.state_dict())
+    optimizer.step()
+    assert asked[:6] == [name for name, _ in model.named_parameters()]
+    assert len(asked) == 6
+
+
 def test_parameters_added_later():
     model = _model()
     for params, expected in [(None, True), (lambda name, p: p.ndim > 1, True), ([model[0].weight], False)]:

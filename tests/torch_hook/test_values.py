@@ -127,6 +127,40 @@ def test_maximize_still_decays_the_weights(path):
 
 
 @pytest.mark.parametrize("path", PATHS)
+def test_groups_that_maximize_and_that_do_not_beside_each_other(path):
+    a, b = (parameter(torch.tensor([3.0, 4.0]), torch.tensor([0.5, -0.5])) for _ in range(2))
+    optimizer = torch.optim.SGD([{"params": [a], "maximize": True}, {"params": [b]}], lr=0.0)
+    add_hook(optimizer, GradientLARS(weight_decay=0.2), path=path)
+    rate = 5.0 / (1e-9 + np.sqrt(0.5) + 0.2 * 5.0)
+    optimizer.step()
+    assert_close(to_numpy(a.grad), rate * (np.array([0.5, -0.5]) - 0.2 * np.array([3.0, 4.0])), "float32")
+    assert_close(to_numpy(b.grad), rate * (np.array([0.5, -0.5]) + 0.2 * np.array([3.0, 4.0])), "float32")
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_adapted_is_told_in_the_norms_own_type(path):
+    # 0.1 is larger as float32 than as float64, and is not larger than itself.
+    param = parameter(torch.tensor([0.1]), torch.tensor([5.0]))
+    rates = _step([param], {"threshold": 0.1}, path).rates()
+    assert rates.adapted.tolist() == [False]
+    assert rates.rate.tolist() == [1.0]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_what_is_not_finite_goes_through_the_formula(path):
+    # A NaN gradient: the rate is NaN. An infinite one: 0. NaN weights are not above the threshold: 1.
+    nan, inf = float("nan"), float("inf")
+    layers = [([3.0, 4.0], [nan, 1.0]), ([3.0, 4.0], [inf, 1.0]), ([nan, 4.0], [2.0, 1.0])]
+    params = [parameter(torch.tensor(p), torch.tensor(g)) for p, g in layers]
+    rates = _step(params, {}, path).rates()
+    assert str(rates.rate.tolist()) == "[nan, 0.0, 1.0]"
+    assert rates.adapted.tolist() == [True, True, False]
+    assert params[0].grad.isnan().all()
+    assert str(params[1].grad.tolist()) == "[nan, 0.0]"
+    assert params[2].grad.tolist() == [2.0, 1.0]
+
+
+@pytest.mark.parametrize("path", PATHS)
 def test_norm_of_millions_of_entries_is_accurate(path):
     # PyTorch's own float32 norm is 3e-5 off here.
     param = parameter(torch.rand(2_000_003), torch.rand(2_000_003))

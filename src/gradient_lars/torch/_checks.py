@@ -48,8 +48,9 @@ def check_optimizer(optimizer: Any) -> None:
 
 def check_hook(hook: Any) -> None:
     """Raise TypeError if `hook` cannot be called."""
-    if not callable(hook):
-        raise TypeError(f"`hook` must be callable, got {type(hook).__name__}. Pass GradientLARS(), for example.")
+    if not callable(hook) or isinstance(hook, type):
+        what = f"the class {hook.__name__}" if isinstance(hook, type) else type(hook).__name__
+        raise TypeError(f"`hook` must be a callable object, got {what}. Pass GradientLARS(), for example.")
 
 
 def resolve_timing(hook: Any, timing: str) -> str:
@@ -69,10 +70,13 @@ def resolve_name(hook: Any, name: str | None, taken: Container[str]) -> str:
     """Return the name to register `hook` under: `name`, else the hook's own, else its function name.
 
     Raises:
+        TypeError: it is not a text.
         ValueError: there is none.
         KeyError: it is in use.
     """
     name = name if name is not None else getattr(hook, "name", None) or getattr(hook, "__name__", None)
+    if name is not None and (not isinstance(name, str) or not name):
+        raise TypeError(f"`name` must be a text that is not empty, got {name!r}.")
     if name is None:
         raise ValueError("`name` is missing, and the hook has neither `name` nor `__name__`. Pass `name=...`.")
     if name in taken:
@@ -90,8 +94,8 @@ def check_not_lars_already(optimizer: torch.optim.Optimizer) -> None:
     """Raise ValueError if the optimizer scales its layers itself, so that GradientLARS would do it twice."""
     if any(base.__name__ in _LARS_ALREADY for base in type(optimizer).__mro__):
         raise ValueError(
-            f"`optimizer` is {type(optimizer).__name__}, which does layer-wise scaling itself: GradientLARS would do it "
-            "twice. Leave the hook out, or use torch.optim.SGD with it."
+            f"`optimizer` is {type(optimizer).__name__}, which does layer-wise scaling itself: GradientLARS would do "
+            "it twice. Leave the hook out, or use torch.optim.SGD with it."
         )
 
 

@@ -9,7 +9,7 @@ def decay_of(hook_decay: float, group: dict[str, Any], *, absorb: bool) -> float
     Raises:
         ValueError: the hook's and the group's decay are both non-zero.
     """
-    group_decay = float(group.get("weight_decay", 0.0))
+    group_decay = float(group.get("weight_decay") or 0.0)
     if hook_decay and group_decay:
         raise ValueError(
             f"`weight_decay` is {hook_decay} in the hook and {group_decay} in a parameter group of the optimizer: the "
@@ -38,4 +38,6 @@ class AbsorbedDecay:
         """Restore what `take` took; does nothing the second time."""
         while self._taken:
             group, weight_decay = self._taken.pop()
-            group["weight_decay"] = weight_decay
+            # A value that somebody else has set meanwhile stays.
+            if group["weight_decay"] == 0.0:
+                group["weight_decay"] = weight_decay

@@ -37,16 +37,18 @@ def _rescale_bucket(
     factor, decay = loss_scale.applied(rate, layers[0].sign * weight_decay)
 
     targets = [layer.target for layer in layers]
-    wide = [_workable(target) for target in targets]
+    odd = any(target.is_conj() or target.is_neg() for target in targets)
+    as_stored = not odd and ARRAYS.wide_dtype(targets[0].dtype) == targets[0].dtype
+    wide = targets if as_stored else [_workable(target) for target in targets]
     if isinstance(decay, torch.Tensor):
         torch._foreach_add_(wide, torch._foreach_mul([_workable(param) for param in params], decay))
     elif decay:
         torch._foreach_add_(wide, [_workable(param) for param in params], alpha=decay)
     torch._foreach_mul_(wide, list(factor.unbind()))
-    if any(target.is_conj() or target.is_neg() for target in targets):
+    if odd:
         for target, result in zip(targets, wide, strict=True):
             target.copy_(result)
-    elif wide[0] is not targets[0]:
+    elif not as_stored:
         torch._foreach_copy_(targets, wide)
     return Norms(places, p_norm, g_norm, rate, threshold)
 

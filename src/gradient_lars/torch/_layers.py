@@ -12,7 +12,7 @@ from gradient_lars._arrays import TorchArrays
 ARRAYS = TorchArrays(torch)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Layer:
     """One parameter with its gradient. `weight_decay` is >= 0; `sign` is -1 where the optimizer maximizes.
 
@@ -75,8 +75,35 @@ def named_parameters(optimizer: torch.optim.Optimizer) -> Iterator[tuple[dict[st
                 yield group, names[j] if names else f"group{i}.param{j}", bool(names), param
 
 
+def is_plain(param: Tensor, grad: Tensor) -> bool:
+    """Return whether `grad` has the type and layout of `param`, so that there is nothing to check; quick."""
+    return (
+        grad.dtype is param.dtype
+        and grad.layout is torch.strided
+        and grad.shape == param.shape
+        and grad.stride() == param.stride()
+        and not grad.is_inference()
+    )
+
+
+def check_own_gradients(layers: list[Layer]) -> None:
+    """Raise ValueError if two layers have the same gradient tensor: it would be rescaled twice."""
+    if len({id(layer.grad) for layer in layers}) == len(layers):
+        return
+    first: dict[int, str] = {}
+    for layer in layers:
+        other = first.setdefault(id(layer.grad), layer.name)
+        if other != layer.name:
+            raise ValueError(
+                f"`param.grad` of {layer.name!r} is the same tensor as that of {other!r}: it would be rescaled twice. "
+                "Give one of them a copy, for example `param.grad = param.grad.clone()`."
+            )
+
+
 def check_parameter(name: str, param: Tensor) -> None:
-    """Raise if `param` is not one layer's tensor any more."""
+    """Raise if `param` is not one layer's tensor of floating point."""
+    if not (param.is_floating_point() or param.is_complex()) or param.dtype.itemsize < 2:
+        raise TypeError(f"`optimizer` holds {name!r} of type {param.dtype}. LARS takes float16 and wider, and complex.")
     if getattr(param, "_fsdp_flattened", False) or getattr(param, "_is_flat_param", False):
         raise ValueError(
             f"`optimizer` holds {name!r}, a parameter that FSDP1 has flattened: its layers, and so their norms, are "

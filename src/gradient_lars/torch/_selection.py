@@ -1,12 +1,13 @@
 """The `params` argument: a hook restricted to some parameters, by an iterable or by a predicate."""
 
+import operator
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gradient_lars.torch._layers import named_parameters
+from gradient_lars.torch._layers import check_parameter, named_parameters
 
 Predicate = Callable[[str, Tensor], bool]
 Params = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Predicate
@@ -19,12 +20,14 @@ class Selection:
         self._predicate: Predicate | None = None
         self._chosen: dict[int, tuple[Tensor, bool]] = {}
         self._everything = params is None
+        self._given = 0
         if params is None:
             return
         if callable(params):
             self._predicate = params
         else:
             self._chosen = {id(p): (p, True) for p in _tensors(params)}
+            self._given = len(self._chosen)
             known = {id(p) for _, _, _, p in named_parameters(optimizer)}
             for param, _ in self._chosen.values():
                 if id(param) not in known:
@@ -46,6 +49,14 @@ class Selection:
             found = self._chosen[id(param)] = (param, chosen)
         return found[1]
 
+    def check_complete(self, found: int) -> None:
+        """Raise RuntimeError if parameters that were given are no longer among the optimizer's."""
+        if self._given > found:
+            raise RuntimeError(
+                f"`params` named {self._given} parameters, but the optimizer now holds {found} of them. Remove the "
+                "hook and add it again for the parameters that have replaced them."
+            )
+
     def _ask(self, name: str, own_name: bool, param: Tensor) -> bool:
         if self._predicate is None:
             return False
@@ -55,6 +66,39 @@ class Selection:
                 "`model.named_parameters()`, or pass an iterable of parameters."
             )
         return bool(self._predicate(name, param))
+
+
+class Chosen:
+    """What a hook acts on, by the index of its group, for as long as the optimizer holds the same parameters.
+
+    Attributes:
+        by_group: names and parameters, of the groups that have some.
+        left_out: of each group the name of one parameter that is not selected, if there is one.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, selection: Selection) -> None:
+        self.by_group: dict[int, list[tuple[str, Tensor]]] = {}
+        self.left_out: dict[int, str] = {}
+        places = {id(group): i for i, group in enumerate(optimizer.param_groups)}
+        for group, name, own_name, param in named_parameters(optimizer):
+            i = places[id(group)]
+            if selection(name, own_name, param):
+                check_parameter(name, param)
+                self.by_group.setdefault(i, []).append((name, param))
+            else:
+                self.left_out[i] = name
+        selection.check_complete(sum(map(len, self.by_group.values())))
+        self._held = _held(optimizer.param_groups)
+
+    def holds_for(self, groups: list[dict[str, Any]]) -> bool:
+        """Return whether `groups` hold the same parameters under the same names."""
+        held = _held(groups)
+        return len(held) == len(self._held) and all(map(operator.is_, held, self._held))
+
+
+def _held(groups: list[dict[str, Any]]) -> list[Any]:
+    # The list of names marks where a group begins, too.
+    return [item for group in groups for item in (group.get("param_names"), *group["params"])]
 
 
 def _tensors(params: Any) -> list[Tensor]:

@@ -11,16 +11,22 @@ from torch.utils.hooks import RemovableHandle
 from gradient_lars.hook import GradientLARS
 from gradient_lars.torch import _checks, _dispatch
 from gradient_lars.torch._actions import LarsAction, ProtocolAction
+from gradient_lars.torch._closure import Arguments, ClosureArgument
 from gradient_lars.torch._decay import AbsorbedDecay
 from gradient_lars.torch._selection import Params, Selection
-from gradient_lars.torch._step_guard import StepGuard, calls_other_steps
+from gradient_lars.torch._step_guard import OncePerStep, StepGuard, calls_other_steps
 from gradient_lars.torch.rates import LayerRates
 
 Hook = Callable[..., Any]
-StepArguments = tuple[tuple[Any, ...], dict[str, Any]]
 
-# Keyed by the optimizer object, so that a copy starts without hooks, as with PyTorch's own step hooks.
-_handles: "weakref.WeakKeyDictionary[torch.optim.Optimizer, dict[str, HookHandle]]" = weakref.WeakKeyDictionary()
+# An attribute of the optimizer object, which copies and pickles leave out as they leave out PyTorch's step hooks. A
+# registry beside it would keep optimizers alive that their own hooks refer to.
+_ATTRIBUTE = "_gradient_lars_handles"
+
+
+def _handles(optimizer: torch.optim.Optimizer) -> "dict[str, HookHandle]":
+    handles: dict[str, HookHandle] = optimizer.__dict__.setdefault(_ATTRIBUTE, {})
+    return handles
 
 
 def add_hook(
@@ -67,7 +73,8 @@ def add_hook(
         TypeError: `optimizer` is no ``torch.optim.Optimizer`` or is LBFGS; `hook` is not callable; `params` holds
             something that is no tensor; `absorb_weight_decay` without a GradientLARS.
         ValueError: `timing`, `path` or `params` is not as described; the hook has no name; a decay is set in the hook
-            and in a group; `optimizer` does layer-wise scaling itself; the parameters are sharded in a way that has lost their layers (FSDP1).
+            and in a group; `optimizer` does layer-wise scaling itself; the parameters are sharded in a way that has
+            lost their layers (FSDP1).
         KeyError: `name` is in use on this optimizer.
 
     Warns:
@@ -94,7 +101,7 @@ def add_hook(
     _checks.check_optimizer(optimizer)
     _checks.check_hook(hook)
     timing = _checks.resolve_timing(hook, timing)
-    name = _checks.resolve_name(hook, name, _handles.get(optimizer, {}))
+    name = _checks.resolve_name(hook, name, _handles(optimizer))
     _dispatch.check_path(path)
     # A subclass with a `__call__` of its own is called as any other hook is.
     is_lars = isinstance(hook, GradientLARS) and type(hook).__call__ is GradientLARS.__call__
@@ -110,7 +117,7 @@ def add_hook(
     else:
         action = ProtocolAction(hook, selection)
     handle = HookHandle(optimizer, hook, name, timing, action, absorbed)
-    _handles.setdefault(optimizer, {})[name] = handle
+    _handles(optimizer)[name] = handle
     return handle
 
 
@@ -120,7 +127,7 @@ def remove_hook(optimizer: torch.optim.Optimizer, name: str) -> None:
     Raises:
         KeyError: there is no hook of that name; the message lists those there are.
     """
-    handles = _handles.get(optimizer, {})
+    handles = _handles(optimizer)
     if name not in handles:
         known = ", ".join(repr(known) for known in handles) or "none"
         raise KeyError(f"`name` {name!r} is not a hook of this optimizer. Its hooks: {known}.")
@@ -144,16 +151,19 @@ class HookHandle:
         self.timing = timing
         self._optimizer = weakref.ref(optimizer)
         self._action = action
-        self._guard = StepGuard(absorbed.give_back if absorbed else _nothing)
+        self._guard = StepGuard.of(optimizer)
+        self._once = OncePerStep(self._guard)
+        self._closure = ClosureArgument(optimizer)
+        self._at_exit = absorbed.give_back if absorbed else _nothing
         self._registered: list[RemovableHandle] = []
         if timing == "pre":
             self._registered.append(optimizer.register_step_pre_hook(self._before_step))
         else:
             self._registered.append(optimizer.register_step_post_hook(self._after_step))
         if absorbed is not None:
-            self._registered.append(optimizer.register_step_post_hook(lambda *_: absorbed.give_back()))
+            self._registered.append(optimizer.register_step_post_hook(self._give_back))
         if absorbed is not None or calls_other_steps(optimizer):
-            self._guard.install(optimizer)
+            self._guard.add(optimizer, self._at_exit)
 
     def rates(self) -> LayerRates:
         """Return norms and rates of the last step; they stay on the device until they are read.
@@ -171,12 +181,12 @@ class HookHandle:
     def remove(self) -> None:
         """Take the hook off its optimizer; does nothing if it is off already."""
         optimizer = self._optimizer()
-        if optimizer is None or _handles.get(optimizer, {}).get(self.name) is not self:
+        if optimizer is None or _handles(optimizer).get(self.name) is not self:
             return
-        del _handles[optimizer][self.name]
+        del _handles(optimizer)[self.name]
         for handle in self._registered:
             handle.remove()
-        self._guard.uninstall(optimizer)
+        self._guard.remove(optimizer, self._at_exit)
 
     def __enter__(self) -> "HookHandle":
         return self
@@ -191,29 +201,31 @@ class HookHandle:
 
     def _before_step(
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> StepArguments | None:
+    ) -> Arguments | None:
         """Act on the gradients; or have the closure do so, since it makes them only during the step."""
-        if not self._guard.first_in_step():
+        if not self._once.first():
             return None
         run = self._action.prepare(optimizer)
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        if not callable(closure):
+        closure = self._closure.of(args, kwargs)
+        if closure is None:
             run()
             return None
 
         def closure_then_hook() -> Any:
             loss = closure()
-            with torch.no_grad():
-                run()
+            run()
             return loss
 
-        if "closure" in kwargs:
-            return args, {**kwargs, "closure": closure_then_hook}
-        return (args[0], closure_then_hook, *args[2:]), kwargs
+        return self._closure.replaced(args, kwargs, closure_then_hook)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._guard.first_in_step():
+        if self._once.first():
             self._action.prepare(optimizer)()
+
+    def _give_back(self, *_: Any) -> None:
+        # Within a guarded step the guard does it, after whatever the optimizer's own class still does.
+        if not self._guard.inside:
+            self._at_exit()
 
 
 def _nothing() -> None:
