@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 
 import numpy as np
@@ -165,7 +166,7 @@ def test_ctrl_c_in_a_real_process(quick, tmp_path):
     process = subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, text=True)
     try:
         while process.poll() is None and not (folder / "results.csv").exists():
-            pass
+            time.sleep(0.02)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     finally:
@@ -228,6 +229,20 @@ def test_replot_without_rates_draws_beside_the_csv(finished, cli):
     (folder / "plot.png").unlink()
     assert cli("compare", "--replot", folder / "results.csv").code == 0
     assert files_in(folder) == ["plot.png", "results.csv"]
+
+
+@pytest.mark.parametrize(
+    ("kept", "match"), [(19, "has 19 of 20 runs: finish the comparison with `--resume` first."), (0, "has 0 runs")]
+)
+def test_unfinished_comparison_is_not_drawn(finished, cli, kept, match):
+    folder, _ = finished
+    path = folder / "results.csv"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[: kept + 1]))
+    (folder / "plot.png").unlink()
+    result = cli("compare", "--replot", path)
+    assert (result.code, result.out) == (2, "")
+    assert match in result.message
+    assert files_in(folder) == ["rates.csv", "results.csv"]
 
 
 def test_diverged_runs_are_kept_and_marked(cli, quick, tmp_path):
@@ -329,4 +344,4 @@ def test_default_data_is_digits_in_the_default_folder(cli, tmp_path, monkeypatch
     rows = rows_of(tmp_path / "gradient-lars-compare")
     assert {row["data"] for row in rows} == {"digits"}
     assert {row["batch_sizes"] for row in rows} == {"64 256 512 1024"}
-    assert "digits: 1024 training images, 1 epochs" in result.out
+    assert "digits: 1024 training images, 1 epoch" in map(str.strip, result.out.splitlines())

@@ -73,7 +73,7 @@ def test_rate_is_chosen_by_validation_accuracy_then_loss(runs, expected):
 
 
 def test_final_accuracies_do_not_decide_the_choice():
-    runs = runs_of([0.2, 0.2], [0.9, 0.9], [0.1, 0.1], [0.9, 0.9])
+    runs = runs_of([0.2, 0.2], [0.9, 0.9], [0.1, 0.1], [0.9, 0.9], val_accuracy=0.0)
     assert [cell.lr for cell in summarise(EXPERIMENT, runs)] == [1.0, 0.1, 10.0, 0.1]
 
 
@@ -168,6 +168,11 @@ def test_one_seed_has_no_spread():
     assert ["1024", "20", "10*", "80.00!", "123", "0.1", "90.00", "2.00"] in lines
     assert "Test accuracy: one seed;" in text
     assert "! with 1 diverged run, counted" in " ".join(text.split())
+
+
+def test_rates_inside_their_grids_have_no_mark():
+    runs = [run for run in runs_of([0.9] * 2, [0.9] * 2, [0.8] * 2, [0.9] * 2) if run.batch_size == 64]
+    assert "*" not in printed(replace(EXPERIMENT, batch_sizes=(64,)), runs)
 
 
 @pytest.fixture

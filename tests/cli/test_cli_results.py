@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from gradient_lars.cli.errors import CommandError
+from gradient_lars.cli.files import atomic
 from gradient_lars.cli.results import (
     Experiment,
     RateSample,
@@ -148,3 +149,18 @@ def test_rates_are_read_back_exactly_and_a_missing_file_is_empty(tmp_path):
     with pytest.raises(CommandError, match="is damaged"):
         read_rates(path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["rates.csv"]
+
+
+def test_whole_file_that_cannot_be_finished_leaves_the_old_one(tmp_path):
+    path = tmp_path / "plot.png"
+    path.write_text("old")
+
+    def interrupted():
+        with atomic(path) as temporary:
+            temporary.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]

@@ -109,11 +109,43 @@ def test_rates_are_recorded_evenly_for_lars_only(train, monkeypatch):
     assert fit(recipe(optimizer="lars"), train, 3).rates == ()
 
 
-def test_diverged_run_stops_training_but_counts_every_epoch(train):
-    epochs = []
+@pytest.mark.parametrize("optimizer", ["sgd", "lars"])
+def test_trajectory_is_momentum_on_the_schedule(train, optimizer):
+    one = recipe(optimizer=optimizer, batch_size=24, epochs=5, lr=0.05, weight_decay=0.01)
+    network = build_network(1, 3, one.seed)
+    velocity = [torch.zeros_like(p) for p in network.parameters()]
+    batches = [indices for epoch in batch_order(96, one) for indices in epoch]
+    factors = [0.5, 1.0] + [1 - step / 18 for step in range(18)]
+    for indices, factor in zip(batches, factors, strict=True):
+        loss = torch.nn.functional.cross_entropy(network(train.x[indices]), train.y[indices])
+        gradients = torch.autograd.grad(loss, list(network.parameters()))
+        with torch.no_grad():
+            for p, g, v in zip(network.parameters(), gradients, velocity, strict=True):
+                p_norm, g_norm = p.double().norm(), g.double().norm()
+                adapted = optimizer == "lars" and p_norm > 0.01
+                rate = (p_norm / (1e-9 + g_norm + 0.01 * p_norm)).float() if adapted else 1.0
+                v.mul_(0.9).add_(rate * (g + 0.01 * p))
+                p.sub_(0.05 * factor * v)
+    fitted = fit(one, train, 3).network
+    for (name, ours), expected in zip(fitted.named_parameters(), network.parameters(), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-4, msg=lambda text, n=name: n + text)
+    with torch.no_grad():
+        outputs = fitted[0](train.x)
+    torch.testing.assert_close(fitted[1].running_mean, outputs.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+
+
+def test_diverged_run_stops_training_but_counts_every_epoch(train, monkeypatch):
+    schedules, epochs = [], []
+
+    def build(*arguments):
+        schedules.append(build_schedule(*arguments))
+        return schedules[0]
+
+    monkeypatch.setattr("gradient_lars.cli.training.build_schedule", build)
     fitted = fit(recipe(lr=1e30, epochs=4), train, 3, on_epoch=lambda: epochs.append(1))
     assert fitted.diverged
     assert len(epochs) == 4
+    assert schedules[0].last_epoch == 6  # the steps of one epoch
     accuracy, loss = evaluate(fitted.network, train)
     assert loss == math.inf
     assert accuracy == pytest.approx(1 / 3)

@@ -50,7 +50,8 @@ def _draw_accuracies(axes: "Axes", experiment: Experiment, cells: Sequence[Cell]
     axes.set_xlabel("batch size")
     axes.set_ylabel("test accuracy (%)")
     seeds = f"{experiment.seeds} seeds" if experiment.seeds > 1 else "one seed"
-    axes.set_title(f"{experiment.data}, {experiment.epochs} epochs, {seeds}", fontsize=11)
+    epochs = f"{experiment.epochs} epochs" if experiment.epochs > 1 else "one epoch"
+    axes.set_title(f"{experiment.data}, {epochs}, {seeds}", fontsize=11)
     axes.legend(frameon=False, loc="best")
 
 

@@ -25,7 +25,8 @@ def print_report(console: Console, experiment: Experiment, cells: Sequence[Cell]
 
 def build_table(console: Console, experiment: Experiment, cells: Sequence[Cell]) -> Table:
     """Return one line per batch size; per optimizer the chosen rate, the test accuracy and the time of a run."""
-    title = f"{experiment.data}: {experiment.n_train} training images, {experiment.epochs} epochs"
+    epochs = f"{experiment.epochs} epoch{'s' if experiment.epochs > 1 else ''}"
+    title = f"{experiment.data}: {experiment.n_train} training images, {epochs}"
     table = Table(title=title, box=box.SIMPLE_HEAD, title_style="bold", padding=(0, 1))
     table.add_column("batch", justify="right")
     table.add_column("steps", justify="right")
