@@ -131,4 +131,4 @@ def parameter(weights, grad):
 def to_numpy(tensor):
     """Return the values of `tensor` in float64 or complex128."""
     tensor = tensor.detach().resolve_conj()
-    return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64).numpy().copy()
+    return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64).cpu().numpy().copy()

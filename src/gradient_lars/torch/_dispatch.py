@@ -1,16 +1,29 @@
-"""Which path computes a step."""
+"""Which path computes a step, of the hook and of `LARS`."""
 
+import importlib.util
+import os
 from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
-from gradient_lars.torch import _foreach, _loop
-from gradient_lars.torch._layers import Layer
-from gradient_lars.torch.rates import Norms
+from gradient_lars.torch import _foreach, _lars, _lars_cpu, _loop
+from gradient_lars.torch._lars import LarsLayer
+from gradient_lars.torch._layers import Layer, LossScale, named_parameters
+from gradient_lars.torch.rates import LayerRates, Norms
 
 Rescale = Callable[..., list[Norms]]
+LarsStep = Callable[..., tuple[list[Norms], Tensor | None]]
 
-_PATHS: dict[str, Rescale] = {"loop": _loop.rescale, "foreach": _foreach.rescale}
+_HOOK_PATHS: dict[str, Rescale] = {"loop": _loop.rescale, "foreach": _foreach.rescale}
+
+_TRITON_TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+_LOOP: LarsStep = partial(_lars.lars, update=_lars.single_tensor_update, together=False)
+_FOREACH: LarsStep = partial(_lars.lars, update=_lars.multi_tensor_update, together=True)
+_FUSED_CPU: LarsStep = _lars_cpu.lars
 
 
 def hook_path(device: torch.device) -> str:
@@ -19,12 +32,107 @@ def hook_path(device: torch.device) -> str:
 
 
 def check_path(path: str | None) -> None:
-    """Raise ValueError if `path` names no path."""
-    if path is not None and path not in _PATHS:
-        known = ", ".join(repr(name) for name in _PATHS)
+    """Raise ValueError if `path` names no path of the hook."""
+    if path is not None and path not in _HOOK_PATHS:
+        known = ", ".join(repr(name) for name in _HOOK_PATHS)
         raise ValueError(f"`path` must be None or one of {known}, got {path!r}. None chooses.")
 
 
 def rescale_with(path: str | None, layers: list[Layer]) -> Rescale:
-    """Return the function of the path to take for `layers`."""
-    return _PATHS[path or hook_path(layers[0].param.device)]
+    """Return the function of the hook's path to take for `layers`."""
+    return _HOOK_PATHS[path or hook_path(layers[0].param.device)]
+
+
+def check_lars_path(*, foreach: bool | None, fused: bool | None, differentiable: bool) -> None:
+    """Raise RuntimeError if the paths asked of `LARS` exclude each other."""
+    if foreach and fused:
+        raise RuntimeError("`foreach` and `fused` cannot both be True. Leave one out; None chooses.")
+    if differentiable and (foreach or fused):
+        name = "foreach" if foreach else "fused"
+        raise RuntimeError(f"`{name}` does not support `differentiable`. Leave it out: the loop path is taken.")
+
+
+def lars_path(layers: list[LarsLayer]) -> LarsStep:
+    """Return the function that takes a step of `layers`, as their groups ask or as suits them best.
+
+    Raises:
+        RuntimeError: the fused path was asked for and cannot run.
+    """
+    groups = {id(layer.group): layer.group for layer in layers}.values()
+    if any(group["differentiable"] for group in groups):
+        return _LOOP
+    asked = any(group["fused"] for group in groups)
+    refusal = _why_not_fused(layers)
+    if asked and refusal:
+        raise RuntimeError(f"`fused` cannot run here: {refusal}. Use fused=None, which chooses.")
+    if any(group["fused"] is False and group["foreach"] is False for group in groups):
+        return _LOOP
+    if any(group["foreach"] for group in groups) or any(group["fused"] is False for group in groups):
+        return _FOREACH
+    return _FOREACH if refusal else _FUSED_CPU
+
+
+class FusedStep(Protocol):
+    """The fused path's step of one optimizer, as long as its tensors stay what they are."""
+
+    def step(self, optimizer: Any, loss_scale: LossScale, count: Any) -> LayerRates | None:
+        """Take a step; return its rates, or None if the tensors are others and nothing was done."""
+
+
+def fused_step(layers: list[LarsLayer], optimizer: torch.optim.Optimizer) -> FusedStep | None:
+    """Return the step by Triton's kernels, or None where another path is to be taken.
+
+    Raises:
+        RuntimeError: a CUDA graph is being captured: what the kernels read must be made before.
+    """
+    groups = optimizer.param_groups
+    declined = any(group["differentiable"] or group["foreach"] or group["fused"] is False for group in groups)
+    # Triton's interpreter proves the kernels, and is slow: on the CPU only who asks gets it.
+    unasked = not any(group["fused"] for group in groups) and any(layer.param.device.type == "cpu" for layer in layers)
+    if not layers or declined or unasked or _why_not_triton(layers):
+        return None
+    if layers[0].param.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "LARS is stepped inside a CUDA graph capture with tensors it has not seen before. Take a step outside the "
+            "graph first, with the same parameters, as PyTorch's notes on CUDA graphs advise."
+        )
+    from gradient_lars.torch import _fused, _triton
+
+    params = [param for *_, param in named_parameters(optimizer) if param.grad is not None]
+    return _fused.Fused(layers, params, optimizer, _triton)
+
+
+def _interpreting() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _why_not_triton(layers: list[LarsLayer]) -> str | None:
+    """Return why Triton's kernels cannot take `layers`, or None."""
+    devices = {layer.param.device.type for layer in layers}
+    for device in devices:
+        if device != "cuda" and not (device == "cpu" and _interpreting()):
+            return f"it has no kernels for {device!r}"
+    if torch.compiler.is_compiling():
+        return "not under torch.compile, which makes its own kernels"
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    for layer in layers:
+        for tensor in (layer.param, layer.grad, layer.momentum, layer.master):
+            if tensor is not None and tensor.dtype not in _TRITON_TYPES:
+                return f"{layer.name!r} has a tensor of {tensor.dtype}"
+    return None
+
+
+def _why_not_fused(layers: list[LarsLayer]) -> str | None:
+    """Return why the fused path cannot take `layers`, or None."""
+    if any(layer.param.device.type == "cuda" for layer in layers):
+        return _why_not_triton(layers)
+    for layer in layers:
+        if layer.param.device.type != "cpu":
+            return f"it has no kernels for {layer.param.device.type!r}"
+        if not _lars_cpu.supported(layer):
+            return (
+                "on the CPU it takes float32 or float64 throughout, without `nesterov` and `master_weights`, and "
+                f"{layer.name!r} is otherwise"
+            )
+    return None

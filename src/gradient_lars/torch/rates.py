@@ -1,6 +1,6 @@
 """``LayerRates``: what LARS did to each layer in the last step."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -42,7 +42,7 @@ class LayerRates:
     is not listed.
     """
 
-    def __init__(self, names: list[str], parts: list[Norms]) -> None:
+    def __init__(self, names: Sequence[str], parts: list[Norms]) -> None:
         self._names = tuple(names)
         self._parts = parts
         self._host: tuple[Tensor, Tensor, Tensor, Tensor] | None = None

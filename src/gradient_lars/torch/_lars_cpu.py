@@ -1,0 +1,148 @@
+"""The fused path on the CPU: PyTorch's own fused SGD kernel, one call a layer, with the rate in its coefficients.
+
+The kernel computes ``v <- momentum * v + (1 - dampening) * (g + weight_decay * p); p <- p - lr * v`` in one pass over
+memory. A layer's rate enters through the dampening, so that no second pass scales the gradient. Each layer is updated
+right after its norms, while it is in the cache if it fits there. Measured against torch's fused SGD in
+`gradient-lars bench`.
+"""
+
+import ctypes
+import math
+
+import torch
+from torch import Tensor
+
+from gradient_lars import _formula
+from gradient_lars.torch import _lars
+from gradient_lars.torch._lars import Bucket, LarsLayer, multi_tensor_update
+from gradient_lars.torch._layers import ARRAYS, LossScale
+from gradient_lars.torch.rates import Norms
+
+# ``dampening = 1 - gain`` holds the gain to 1e-16, which for a smaller one is not the type's precision any more.
+LEAST_GAIN = {torch.float32: 1e-8, torch.float64: 1e-3}
+
+# `torch.dot` reads a fifth faster than `torch.linalg.vector_norm`; over so many entries at most, its float32 sums stay
+# within 1e-6. Smaller tensors are measured as the other paths do it.
+DOT_ENTRIES = 2**18
+
+
+def lars(layers: list[LarsLayer], loss_scale: LossScale, *, skip_nonfinite: bool) -> tuple[list[Norms], Tensor | None]:
+    """Take one step of `layers` in place; see `_lars.lars`, of which this is the form for the CPU."""
+    if torch.compiler.is_compiling():
+        # The compiler makes kernels of its own, and has none for PyTorch's.
+        return _lars.lars(layers, loss_scale, update=multi_tensor_update, together=True, skip_nonfinite=skip_nonfinite)
+    # Whether to step at all is known after all norms only.
+    at_the_end = skip_nonfinite or loss_scale.scale is not None or loss_scale.found_inf is not None
+    # The clipping divides by a learning rate that may be zero, which tensors can and numbers cannot.
+    if at_the_end or any(layer.group["trust_clip"] for layer in layers):
+        return _lars.lars(layers, loss_scale, update=update, together=True, skip_nonfinite=skip_nonfinite)
+    figures = []
+    for bucket in _lars.buckets(layers, together=True):
+        if supported(bucket.layers[0]):
+            figures.append(_norms_and_updates(bucket))
+        else:
+            figures.append(_lars.figures(bucket, loss_scale))
+            multi_tensor_update(bucket, figures[-1].rate, loss_scale, None)
+    return figures, None
+
+
+def _norms_and_updates(bucket: Bucket) -> Norms:
+    group, dtype = bucket.group, bucket.layers[0].param.dtype
+    adapted = bucket.layers[0].adapted
+    threshold = _rounded(group["threshold"], dtype) if adapted else _formula.INFINITY
+    settings = {
+        "threshold": threshold,
+        "weight_decay": group["weight_decay"],
+        "eps": group["eps"],
+        "trust_coefficient": group["trust_coefficient"],
+        "min_rate": group["min_rate"],
+        "max_rate": group["max_rate"],
+    }
+    columns: list[tuple[float, float, float]] = []
+    for layer in bucket.layers:
+        p_norm, g_norm = _norm(layer.param.detach()), _norm(layer.grad.detach())
+        rate = _formula.rate(p_norm, g_norm, **settings)
+        columns.append((p_norm, g_norm, rate))
+        _update_layer(layer, rate)
+    p_norms, g_norms, rates = torch.tensor(columns, dtype=dtype).unbind(1)
+    return Norms(bucket.places, p_norms, g_norms, rates, threshold)
+
+
+def _norm(tensor: Tensor) -> float:
+    """Return the Euclidean norm as its type can hold it."""
+    if tensor.numel() < DOT_ENTRIES or not (tensor.is_contiguous() and tensor.dtype == torch.float32):
+        return float(ARRAYS.norm(tensor))
+    squares = math.fsum(torch.dot(part, part).item() for part in torch.split(tensor.view(-1), DOT_ENTRIES))
+    return _rounded(math.sqrt(squares), tensor.dtype)
+
+
+def _rounded(value: float, dtype: torch.dtype) -> float:
+    return ctypes.c_float(value).value if dtype == torch.float32 else value
+
+
+def supported(layer: LarsLayer) -> bool:
+    """Return whether the kernel can express the layer's update."""
+    types = {layer.param.dtype, layer.grad.dtype}
+    if layer.momentum is not None:
+        types.add(layer.momentum.dtype)
+    return (
+        (types <= {torch.float32} or types <= {torch.float64}) and layer.master is None and not layer.group["nesterov"]
+    )
+
+
+def update(bucket: Bucket, rate: Tensor, loss_scale: LossScale, skip: Tensor | None) -> None:
+    """Update the layers of a bucket; reads their rates, which on the CPU waits for nothing."""
+    if loss_scale.scale is not None or not supported(bucket.layers[0]):
+        # The kernel would write the unscaled gradient back, and gradients are not ours to change.
+        multi_tensor_update(bucket, rate, loss_scale, skip)
+        return
+    if skip is not None and bool(skip):
+        return
+    for layer, layer_rate in zip(bucket.layers, rate.tolist(), strict=True):
+        _update_layer(layer, layer_rate)
+
+
+def _update_layer(layer: LarsLayer, rate: float) -> None:
+    group, param, momentum = layer.group, layer.param, layer.momentum
+    lr = float(group["lr"])
+    lr_inside, lr_outside = (lr, 1.0) if group["lr_in_momentum"] else (1.0, lr)
+    gain = lr_inside * rate
+    grad = _laid_out(layer)
+    if grad is None or not gain >= LEAST_GAIN[param.dtype]:
+        bucket = Bucket([0], [layer])
+        multi_tensor_update(bucket, torch.tensor([rate], dtype=bucket.wide_dtype), LossScale(None, None), None)
+        return
+    keep = 1.0 if layer.fresh else 1.0 - group["dampening"]
+    torch._fused_sgd_(
+        [param],
+        [grad],
+        [momentum] if momentum is not None else [],
+        weight_decay=group["weight_decay"],
+        momentum=group["momentum"],
+        lr=lr_outside if momentum is not None else lr * rate,
+        dampening=1.0 - keep * gain if momentum is not None else 0.0,
+        nesterov=False,
+        maximize=group["maximize"],
+        is_first_step=False,
+    )
+
+
+def _laid_out(layer: LarsLayer) -> Tensor | None:
+    """Return the gradient as the kernel can read it, or None if the layer's own tensors are not for it.
+
+    The kernel goes through the memory of all its tensors as through vectors: it sees no strides and no negative bit.
+    """
+    param, grad, momentum = layer.param, layer.grad, layer.momentum
+    if not (_is_dense(param) and not param.is_neg()) or not (momentum is None or _same_layout(momentum, param)):
+        return None
+    return grad if _same_layout(grad, param) else torch.empty_like(param).copy_(grad)
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    reach = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.is_contiguous() or reach == tensor.numel()
+
+
+def _same_layout(tensor: Tensor, like: Tensor) -> bool:
+    same = (tensor.is_contiguous() and like.is_contiguous()) or tensor.stride() == like.stride()
+    return same and not tensor.is_neg()

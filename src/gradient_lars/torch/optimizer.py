@@ -1,0 +1,315 @@
+"""``LARS``: layer-wise adaptive rate scaling as one ``torch.optim.Optimizer``."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradient_lars.torch import _dispatch, _lars_state
+from gradient_lars.torch._lars import LarsLayer
+from gradient_lars.torch._layers import ARRAYS, LossScale, check_parameter, named_parameters
+from gradient_lars.torch._settings import check_group, check_switches, check_whole_optimizer
+from gradient_lars.torch.rates import LayerRates
+
+_FIGURES = ("p_norm", "g_norm", "rate")
+
+Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
+
+
+@dataclass
+class LastStep:
+    """What a step leaves to be asked for. In an object of its own: torch.compile loses what is assigned to `self`."""
+
+    rates: LayerRates | None = None
+    skipped: Tensor | None = None
+    fused: _dispatch.FusedStep | None = None
+
+
+class LARS(torch.optim.Optimizer):
+    r"""Momentum SGD whose learning rate is scaled, layer by layer, to the norm of the weights (LARS).
+
+    With ``p_norm = ||p||_2`` and ``g_norm = ||g||_2`` of the raw gradient, one pair of numbers per parameter tensor::
+
+        rate = trust_coefficient * p_norm / (eps + g_norm + weight_decay * p_norm)   if p_norm > threshold, else 1
+        d    = rate * (g + weight_decay * p)
+        v   <- momentum * v + (1 - dampening) * lr * d;  p <- p - v         with lr_in_momentum=True, as in the paper
+        v   <- momentum * v + (1 - dampening) * d;       p <- p - lr * v    with lr_in_momentum=False, as in SGD
+
+    The first step has no dampening, as in ``torch.optim.SGD``. With `nesterov` the step looks ahead as it does there.
+    ``p.grad`` is left untouched. With ``trust_coefficient=1`` this is `GradientLARS` on ``torch.optim.SGD``.
+
+    Args:
+        params: parameters, named parameters or groups; every setting but `skip_nonfinite`, `master_weights`,
+            `carry_norms` and the choice of path may differ per group. A group's `adapt` says which of its layers are
+            adapted: True all, False none, None those with two or more dimensions.
+        lr: learning rate, >= 0; a float, or a tensor of one element on the device. The paper's gamma.
+        momentum: >= 0; with 0 there is no momentum buffer.
+        dampening: of what enters the momentum, from 0 to 1; 0 with `nesterov`.
+        weight_decay: coefficient of the decay inside the rate, >= 0.
+        nesterov: Nesterov momentum; needs a momentum and no dampening.
+        trust_coefficient: factor of an adapted layer's rate, > 0. The paper's eta.
+        threshold: a layer is adapted only if its weight norm is strictly greater, >= 0.
+        eps: added to the denominator, >= 0.
+        adapt: the groups' default for `adapt`.
+        lr_in_momentum: where `lr` enters. The two differ whenever `lr` changes.
+        trust_clip: LARC's clipping, ``rate <- min(rate / lr, 1)`` for adapted layers, so that ``lr * rate`` is the
+            smaller of the rate and lr.
+        min_rate: least rate of an adapted layer, >= 0.
+        max_rate: greatest rate of an adapted layer, above `min_rate`.
+        skip_nonfinite: a step in which any gradient has an infinity or a NaN changes nothing. Decided on the device;
+            `skipped_steps` counts them.
+        master_weights: keep a float32 copy of float16 and bfloat16 parameters in the state and step that one.
+            It is made in the first step: weights loaded into the parameters later are overwritten by it.
+        carry_norms: on CUDA and ROCm, take the weights' norms from the step before, which had the weights at hand when
+            it wrote them; 24 bytes of memory traffic per parameter instead of 28. Changes in place are noticed and
+            exact; a change through ``.data`` or raw memory costs one step at the norms from before it, and a warning.
+            None chooses, False computes all norms anew in every step.
+        foreach: the multi-tensor path. None chooses.
+        fused: the fastest path of the device: Triton's kernels on CUDA and ROCm, PyTorch's fused SGD on the CPU (or,
+            with ``TRITON_INTERPRET=1`` in the environment, the kernels in Triton's interpreter, which is how the tests
+            prove them). None chooses; True where it cannot run is an error.
+        capturable: allow the step in a CUDA graph; `lr` should then be a tensor, or it is fixed in the graph.
+        maximize: climb instead of descend; the decay still shrinks the weights.
+        differentiable: let autograd go through the step; the loop path.
+
+    Raises:
+        TypeError: a setting is not a number.
+        ValueError: a setting is out of its range.
+        RuntimeError: the paths asked for exclude each other or cannot run.
+
+    Example:
+        Both layers' gradients are far too long; each layer moves by about ``lr * trust_coefficient`` of its norm:
+
+        >>> import torch
+        >>> from gradient_lars.torch import LARS
+        >>> layer = torch.nn.Parameter(torch.tensor([[3.0, 4.0]]))
+        >>> optimizer = LARS([layer], lr=10.0, trust_coefficient=0.01)
+        >>> layer.grad = torch.tensor([[300.0, -400.0]])
+        >>> optimizer.step()
+        >>> layer.data
+        tensor([[2.7000, 4.4000]])
+        >>> [f"{layer.rate:.4f}" for layer in optimizer.rates()]
+        ['0.0001']
+
+    It is not LARC (see `trust_clip`), not LAMB, and not timm's ``Lars``, which is plain SGD at ``weight_decay=0``.
+
+    References:
+        You, Gitman, Ginsburg, "Large Batch Training of Convolutional Networks", arXiv 1708.03888.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float | Tensor,
+        *,
+        momentum: float = 0.9,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        trust_coefficient: float = 1e-3,
+        threshold: float = 0.01,
+        eps: float = 1e-9,
+        adapt: bool | None = True,
+        lr_in_momentum: bool = True,
+        trust_clip: bool = False,
+        min_rate: float = 0.0,
+        max_rate: float = math.inf,
+        skip_nonfinite: bool = False,
+        master_weights: bool = False,
+        carry_norms: bool | None = None,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        capturable: bool = False,
+        maximize: bool = False,
+        differentiable: bool = False,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "dampening": dampening,
+            "weight_decay": weight_decay,
+            "nesterov": nesterov,
+            "trust_coefficient": trust_coefficient,
+            "threshold": threshold,
+            "eps": eps,
+            "adapt": adapt,
+            "lr_in_momentum": lr_in_momentum,
+            "trust_clip": trust_clip,
+            "min_rate": min_rate,
+            "max_rate": max_rate,
+            "foreach": foreach,
+            "fused": fused,
+            "capturable": capturable,
+            "maximize": maximize,
+            "differentiable": differentiable,
+        }
+        _dispatch.check_lars_path(foreach=foreach, fused=fused, differentiable=differentiable)
+        check_switches({"skip_nonfinite": skip_nonfinite, "master_weights": master_weights})
+        if carry_norms is not None:
+            check_switches({"carry_norms": carry_norms})
+        self.skip_nonfinite = skip_nonfinite
+        self.master_weights = master_weights
+        self.carry_norms = carry_norms
+        self._last = LastStep()
+        # GradScaler then leaves the scale in the gradients and hands it over: no path waits for the host.
+        self._step_supports_amp_scaling = True
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; its settings are checked as the constructor's are.
+
+        Raises:
+            TypeError: a setting is not of its type.
+            ValueError: a setting is out of its range or cannot differ per group, or a parameter has been flattened by
+                FSDP1.
+            RuntimeError: the paths asked for exclude each other.
+        """
+        if isinstance(param_group, dict):
+            check_whole_optimizer(param_group, self.defaults)
+            group = {**self.defaults, **param_group}
+            check_group(group)
+            _dispatch.check_lars_path(**{name: group[name] for name in ("foreach", "fused", "differentiable")})
+        super().add_param_group(param_group)
+        try:
+            for _, name, _, param in named_parameters(self):
+                check_parameter(name, param)
+        except ValueError:
+            self.param_groups.pop()
+            raise
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take one step and return the closure's loss, if there is one.
+
+        Raises:
+            ValueError: a gradient is sparse; nothing was changed then.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with torch.set_grad_enabled(self.defaults["differentiable"]):
+            self._step()
+        return loss
+
+    def rates(self) -> LayerRates:
+        """Return norms and rates of the last step; they stay on the device until they are read.
+
+        Raises:
+            RuntimeError: no step was taken yet.
+        """
+        if self._last.rates is None:
+            raise RuntimeError("`rates` has nothing to show yet. Take a step first.")
+        return self._last.rates
+
+    @property
+    def skipped_steps(self) -> int:
+        """How many steps were skipped for gradients that were not finite; reading it waits for the device."""
+        return 0 if self._last.skipped is None else int(self._last.skipped.item())
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load the state of a LARS or of a ``torch.optim.SGD``, whose momentum is carried over.
+
+        SGD holds the momentum without the learning rate. Groups with ``lr_in_momentum=True`` take it times their `lr`.
+        """
+        own = [{k: v for k, v in group.items() if k not in ("params", "param_names")} for group in self.param_groups]
+        from_sgd = ["lr_in_momentum" not in group for group in state_dict["param_groups"]]
+        super().load_state_dict(state_dict)
+        if self.master_weights:
+            _lars_state.load_wide(self, state_dict)
+        for group, settings, is_sgd in zip(self.param_groups, own, from_sgd, strict=True):
+            for key, value in settings.items():
+                group.setdefault(key, value)
+            if is_sgd:
+                group["foreach"], group["fused"] = settings["foreach"], settings["fused"]
+                _lars_state.take_sgd_momentum(self, group)
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = ("skip_nonfinite", "master_weights", "carry_norms", "_step_supports_amp_scaling")
+        last = LastStep(skipped=self._last.skipped)
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}, "_last": last}
+
+    def _step(self) -> None:
+        last = self._last
+        if last.fused is not None and not torch.compiler.is_compiling():
+            rates = last.fused.step(self, LossScale.of(self), last)
+            if rates is not None:
+                last.rates = rates
+                return
+        layers = self._layers()
+        last.fused = _dispatch.fused_step(layers, self)
+        if last.fused is not None:
+            last.rates = last.fused.step(self, LossScale.of(self), last)
+            return
+        figures: list[Any] = []
+        if layers:
+            try:
+                take = _dispatch.lars_path(layers)
+            except RuntimeError:
+                self._forget_fresh(layers)
+                raise
+            figures, skip = take(layers, LossScale.of(self), skip_nonfinite=self.skip_nonfinite)
+            if skip is not None and self.skip_nonfinite:
+                if self._last.skipped is None:
+                    self._last.skipped = torch.zeros((), dtype=torch.int64, device=skip.device)
+                self._last.skipped += skip.to(self._last.skipped.device, non_blocking=True)
+            # Waits for the device, but only in a first step, and where the answer makes a difference.
+            if skip is not None and any(layer.fresh and layer.group["dampening"] for layer in layers) and bool(skip):
+                self._forget_fresh(layers)
+        if self.defaults["differentiable"]:
+            figures = [
+                figure._replace(**{name: getattr(figure, name).detach() for name in _FIGURES}) for figure in figures
+            ]
+        self._last.rates = LayerRates([layer.name for layer in layers], figures)
+
+    def _forget_fresh(self, layers: list[LarsLayer]) -> None:
+        """Drop the momenta made for a step that was not taken: the next one is then the first, without dampening."""
+        params = (param for *_, param in named_parameters(self) if param.grad is not None)
+        for param, layer in zip(params, layers, strict=True):
+            if layer.fresh:
+                del self.state[param]["momentum_buffer"]
+
+    def _layers(self) -> list[LarsLayer]:
+        layers = []
+        found = [(*item, item[3].grad) for item in named_parameters(self)]
+        # All are looked at before any state is made.
+        for _, name, _, _, grad in found:
+            if grad is not None and grad.layout is not torch.strided:
+                raise ValueError(
+                    f"`param.grad` of {name!r} is sparse, which LARS does not take. Use a dense gradient "
+                    "(`sparse=False` in nn.Embedding), or torch.optim.SGD with `add_hook`."
+                )
+        for group, name, _, param, grad in found:
+            if grad is None:
+                continue
+            adapted = param.dim() >= 2 if group["adapt"] is None else bool(group["adapt"])
+            master = self._master(param)
+            momentum, fresh = self._momentum(param, group)
+            if param.is_complex():
+                param, grad = torch.view_as_real(param), torch.view_as_real(grad.resolve_conj())
+                momentum = None if momentum is None else torch.view_as_real(momentum)
+                master = None if master is None else torch.view_as_real(master)
+            layers.append(LarsLayer(name, param, grad, momentum, master, group, adapted, fresh))
+        return layers
+
+    def _master(self, param: Tensor) -> Tensor | None:
+        dtype = ARRAYS.wide_dtype(param.dtype)
+        if not self.master_weights or dtype == param.dtype:
+            return None
+        state = self.state[param]
+        if "master" not in state:
+            state["master"] = param.detach().to(dtype, memory_format=torch.preserve_format)
+        master: Tensor = state["master"]
+        return master
+
+    def _momentum(self, param: Tensor, group: dict[str, Any]) -> tuple[Tensor | None, bool]:
+        if group["momentum"] == 0:
+            return None, False
+        state = self.state[param]
+        fresh = state.get("momentum_buffer") is None
+        if fresh:
+            like = state.get("master", param)
+            state["momentum_buffer"] = torch.zeros_like(like, memory_format=torch.preserve_format, requires_grad=False)
+        return state["momentum_buffer"], fresh

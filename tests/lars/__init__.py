@@ -1,0 +1,1 @@
+"""Tests of the LARS optimizer and of its parameter groups."""
