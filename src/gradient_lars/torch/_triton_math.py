@@ -1,0 +1,168 @@
+"""The pieces of the two kernels: sums of squares, norms, the rate, and the update of one block."""
+
+# ruff: noqa: N803, RET505, SIM300 - capitals are constants, and branches are chosen when a kernel is compiled
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
+import torch
+import triton
+import triton.language as tl
+
+from gradient_lars.torch._fused_tables import (
+    ABSENT,
+    ADAPTED,
+    COLUMNS,
+    GROUP_SHIFT,
+    RECOMPUTE,
+    SETTINGS,
+    Column,
+    Mark,
+    Setting,
+    Switch,
+)
+
+TYPES = {torch.float32: tl.float32, torch.float64: tl.float64, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+
+# Constants of a kernel must be marked as such; their values are the tables'.
+K_COLUMNS, K_SETTINGS, K_ABSENT = tl.constexpr(COLUMNS), tl.constexpr(SETTINGS), tl.constexpr(ABSENT)
+K_WEIGHTS, K_MOMENTUM, K_LOW = (tl.constexpr(int(c)) for c in (Column.WEIGHTS, Column.MOMENTUM, Column.LOW))
+K_NUMEL, K_FIRST, K_CHUNKS = (tl.constexpr(int(c)) for c in (Column.NUMEL, Column.FIRST, Column.CHUNKS))
+K_SPAN, K_FLAGS, K_GRAD = (tl.constexpr(int(c)) for c in (Column.SPAN, Column.FLAGS, Column.GRAD))
+K_RECOMPUTE, K_ADAPTED, K_GROUP_SHIFT = tl.constexpr(RECOMPUTE), tl.constexpr(ADAPTED), tl.constexpr(GROUP_SHIFT)
+K_EDITED, K_STARTED, K_TAKEN = (tl.constexpr(int(m)) for m in (Mark.EDITED, Mark.STARTED, Mark.TAKEN))
+K_LR, K_LR_ADDRESS, K_MOMENTUM_FACTOR = (
+    tl.constexpr(int(s)) for s in (Setting.LR, Setting.LR_ADDRESS, Setting.MOMENTUM)
+)
+K_KEEP, K_DECAY, K_TRUST = (
+    tl.constexpr(int(s)) for s in (Setting.KEEP, Setting.WEIGHT_DECAY, Setting.TRUST_COEFFICIENT)
+)
+K_THRESHOLD, K_EPS, K_MIN = (tl.constexpr(int(s)) for s in (Setting.THRESHOLD, Setting.EPS, Setting.MIN_RATE))
+K_MAX, K_SWITCHES = (tl.constexpr(int(s)) for s in (Setting.MAX_RATE, Setting.SWITCHES))
+K_NESTEROV, K_MAXIMIZE, K_INSIDE = (
+    tl.constexpr(int(s)) for s in (Switch.NESTEROV, Switch.MAXIMIZE, Switch.LR_IN_MOMENTUM)
+)
+K_CLIP, K_DOUBLE_LR = (tl.constexpr(int(s)) for s in (Switch.TRUST_CLIP, Switch.LR_IS_DOUBLE))
+K_INFINITY = tl.constexpr(float("inf"))
+
+# Two carried sums that differ by more, relatively, are not of the same weights. Rounding makes 1e-6 of it.
+K_SAME_SUM = tl.constexpr(1e-5)
+
+
+@triton.jit
+def wide(value, WIDE: tl.constexpr):
+    # By way of float32: the interpreter knows no other way to bfloat16 and from it, and no digit is lost.
+    if value.dtype == tl.bfloat16:
+        value = value.to(tl.float32)
+    return value.to(WIDE)
+
+
+@triton.jit
+def narrow(value, TYPE: tl.constexpr):
+    if TYPE == tl.bfloat16:
+        value = value.to(tl.float32)
+    return value.to(TYPE)
+
+
+@triton.jit
+def chunk_squares(
+    address, start, end, numel, TYPE: tl.constexpr, WIDE: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Return the sum of the squares of the entries from `start` up to `end` of the tensor at `address`."""
+    pointer = address.to(tl.pointer_type(TYPE))
+    lanes = tl.arange(0, BLOCK)
+    total = tl.zeros((BLOCK,), WIDE)
+    if (address % 16 == 0) & (end <= numel):
+        # 16-byte loads need an aligned address and a mask that is known to be full.
+        aligned = tl.multiple_of(pointer, 16)
+        for base in range(start, end, CHUNK):
+            for k in tl.static_range(0, CHUNK, BLOCK):
+                value = wide(tl.load(aligned + (base + k) + lanes, eviction_policy="evict_last"), WIDE)
+                total += value * value
+    else:
+        for base in range(start, tl.minimum(end, numel), BLOCK):
+            offsets = base + lanes
+            value = wide(tl.load(pointer + offsets, mask=offsets < numel, other=0.0), WIDE)
+            total += value * value
+    return tl.sum(total)
+
+
+@triton.jit
+def norm(sums_ptr, chunks, WIDE: tl.constexpr, REDUCE: tl.constexpr):
+    """Return the square root of the sum of a tensor's `chunks` sums."""
+    lanes = tl.arange(0, REDUCE)
+    total = tl.zeros((REDUCE,), WIDE)
+    for k in range(0, chunks, REDUCE):
+        total += tl.load(sums_ptr + k + lanes, mask=k + lanes < chunks, other=0.0)
+    # The precise root: a norm that equals the threshold must not come out above it.
+    if WIDE == tl.float32:
+        return tl.sqrt_rn(tl.sum(total))
+    else:
+        return tl.sqrt(tl.sum(total))
+
+
+@triton.jit
+def setting(row_ptr, NAME: tl.constexpr, WIDE: tl.constexpr):
+    return tl.load(row_ptr + NAME).to(tl.float64, bitcast=True).to(WIDE)
+
+
+@triton.jit
+def learning_rate(row_ptr, switches, WIDE: tl.constexpr):
+    """Return the group's lr: the number in the table, or what the tensor holds whose address is there."""
+    lr = setting(row_ptr, K_LR, WIDE)
+    address = tl.load(row_ptr + K_LR_ADDRESS)
+    if address != 0:
+        if (switches & K_DOUBLE_LR) != 0:
+            lr = tl.load(address.to(tl.pointer_type(tl.float64))).to(WIDE)
+        else:
+            lr = tl.load(address.to(tl.pointer_type(tl.float32))).to(WIDE)
+    return lr
+
+
+@triton.jit
+def layer_rate(p_norm, g_norm, lr, adapted, row_ptr, switches, WIDE: tl.constexpr):
+    """Return ``_formula.rate`` of the two norms, with the settings of the layer's group."""
+    decay = setting(row_ptr, K_DECAY, WIDE)
+    denominator = setting(row_ptr, K_EPS, WIDE) + g_norm + decay * p_norm
+    scaled = adapted & (p_norm > setting(row_ptr, K_THRESHOLD, WIDE)) & (denominator != 0.0)
+    ratio = p_norm / tl.where(scaled, denominator, 1.0)
+    ratio = setting(row_ptr, K_TRUST, WIDE) * ratio
+    ratio = tl.where((switches & K_CLIP) != 0, tl.where(ratio >= lr, 1.0, ratio / lr), ratio)
+    least, most = setting(row_ptr, K_MIN, WIDE), setting(row_ptr, K_MAX, WIDE)
+    ratio = tl.where(ratio < least, least, ratio)
+    ratio = tl.where(ratio > most, most, ratio)
+    return tl.where(scaled, ratio, 1.0)
+
+
+@triton.jit
+def update_block(
+    weights_ptr,
+    grad_ptr,
+    momentum_ptr,
+    low_ptr,
+    offsets,
+    mask,
+    factor,
+    gain,
+    decay,
+    momentum,
+    keep,
+    nesterov,
+    lr_outside,
+    W: tl.constexpr,
+    M: tl.constexpr,
+    LOW: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """Update the entries at `offsets`; return their weights before and after."""
+    old = wide(tl.load(weights_ptr + offsets, mask=mask, other=0.0, eviction_policy="evict_first"), WIDE)
+    grad = wide(tl.load(grad_ptr + offsets, mask=mask, other=0.0, eviction_policy="evict_first"), WIDE)
+    step = factor * (gain * grad + decay * old)
+    if M is not None:
+        velocity = wide(tl.load(momentum_ptr + offsets, mask=mask, other=0.0, eviction_policy="evict_first"), WIDE)
+        velocity = momentum * velocity + keep * step
+        tl.store(momentum_ptr + offsets, narrow(velocity, M), mask=mask, eviction_policy="evict_first")
+        step = tl.where(nesterov, step + momentum * velocity, velocity)
+    new = old - lr_outside * step
+    stored = narrow(new, W)
+    tl.store(weights_ptr + offsets, stored, mask=mask, eviction_policy="evict_first")
+    if LOW is not None:
+        tl.store(low_ptr + offsets, narrow(new, LOW), mask=mask, eviction_policy="evict_first")
+    return old, wide(stored, WIDE)
