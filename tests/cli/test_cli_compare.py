@@ -74,6 +74,8 @@ def test_finished_comparison_has_every_run_once(finished):
     assert {row["data"] for row in rows} == {"shapes.npz"}
     assert "shapes.npz: 80 training images, 2 epochs" in result.out
     assert "At the largest batch (80, the whole training split)" in result.out
+    assert "One seed shows no spread" in result.out
+    assert "batch 16, SGD: lr 0.5, the best of 2 (validation" in result.err
     assert all(len(line) <= 80 for line in result.out.splitlines() if not line.startswith(("Plot:", "Runs:")))
 
 
@@ -243,6 +245,91 @@ def test_unfinished_comparison_is_not_drawn(finished, cli, kept, match):
     assert (result.code, result.out) == (2, "")
     assert match in result.message
     assert files_in(folder) == ["rates.csv", "results.csv"]
+
+
+def test_names_that_look_like_markup_or_mathematics(cli, quick, npz, tmp_path):
+    data, out = tmp_path / "a$x^$[red]:smile:.npz", tmp_path / "r[" / "b][old]$y_$"
+    npz.rename(data)
+    quick[2:3] = [str(data)]
+    first = cli(*quick, "--out", out, "--resume")
+    assert first.code == 0, first.err
+    assert f"Nothing to resume in {out}: beginning there." in first.err.replace("\n", "").replace(" :", ":")
+    assert "a$x^$[red]:smile:.npz: 80 training images" in first.out
+    assert f"Plot: {out}/plot.png\nRuns: {out}/results.csv\n" in first.out
+    again = cli("compare", "--replot", out / "results.csv")
+    assert (again.code, again.out) == (0, first.out)
+
+
+def set_cell(name, value, *, when, count=None):
+    """A change of a results file: `value` in the column `name` of the first `count` rows that hold all of `when`."""
+
+    def change(rows):
+        found = [row for row in rows if all(row[key] == text for key, text in when.items())]
+        for row in found[:count]:
+            row[name] = value(row) if callable(value) else value
+        return rows
+
+    return change
+
+
+def other_rate(row):
+    return next(lr for lr in row["sgd_learning_rates"].split() if lr != row["lr"])
+
+
+FINAL_SGD = {"phase": "final", "optimizer": "sgd", "batch_size": "16"}
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (set_cell("test_accuracy", "", when={"phase": "final"}), "`test_accuracy` must be from 0 to 1"),
+        (set_cell("test_accuracy", "7", when=FINAL_SGD), "got 7.0"),
+        (set_cell("lr", other_rate, when=FINAL_SGD), "SGD at batch 16 has a final run with lr 0."),
+        (lambda rows: [*rows[:3], *rows[4:], rows[5]], "is the same run as line 6"),
+        (set_cell("batch_sizes", "", when={}), "line 2 is damaged (`batch_sizes` must be ascending numbers"),
+        (set_cell("lars_learning_rates", "", when={}), "line 2 is damaged (`lars_learning_rates` must be ascending"),
+        (set_cell("n_test", "0", when={}), "line 2 is damaged (`n_test` must be a whole number from 1"),
+        (set_cell("seeds", "2", when={}), "has 20 of 24 runs: finish the comparison with `--resume` first"),
+    ],
+)
+def test_damaged_results_are_neither_drawn_nor_resumed(finished, cli, quick, change, match):
+    folder, _ = finished
+    path = folder / "results.csv"
+    rows = change(rows_of(folder, timed=True))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    drawn = cli("compare", "--replot", path)
+    assert (drawn.code, drawn.out) == (2, "")
+    assert match in drawn.message
+    resumed = cli(*quick, "--out", folder, "--resume")
+    assert (resumed.code, resumed.out) == (2, "")
+    assert match in resumed.message or "made with seeds = 2" in resumed.message
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("kept", "match"), [(0.5, "is damaged (its last step is 0, the run has 2 steps)"), (0.25, "is damaged (")]
+)
+def test_rates_cut_short_are_refused(finished, cli, quick, kept, match):
+    folder, _ = finished
+    path = folder / "rates.csv"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[: 1 + int(kept * (len(lines) - 1))]))
+    for arguments in (["compare", "--replot", folder / "results.csv"], [*quick, "--out", folder, "--resume"]):
+        result = cli(*arguments)
+        assert (result.code, result.out) == (2, "")
+        assert match in result.message or "not every step has each layer once" in result.message
+        assert "remove it to plot without the rates" in result.message
+
+
+def test_rates_of_a_run_that_diverged_may_end_before(cli, quick, tmp_path):
+    arguments = [*quick[:-4], "--learning-rates", "sgd:0.1", "--learning-rates", "lars:1e30", "--epochs", "5"]
+    assert cli(*arguments, "--out", tmp_path / "out").code == 0
+    lines = (tmp_path / "out" / "rates.csv").read_text().splitlines()[1:]
+    assert 0 < len({line.partition(",")[0] for line in lines}) < 5
 
 
 def test_diverged_runs_are_kept_and_marked(cli, quick, tmp_path):

@@ -66,6 +66,15 @@ def test_name_of_a_file_has_no_folder_and_equal_arrays_give_equal_digests(tmp_pa
     assert again.digest == load(str(npz), None).digest
 
 
+@pytest.mark.parametrize("shape", [(4, 8, 8), (8, 5, 4), (3, 3, 3), (4, 4, 4), (1, 8, 1), (2, 2, 4), (8, 8, 5)])
+def test_channels_before_the_height_are_taken_as_they_are(tmp_path, arrays, shape):
+    rng = np.random.default_rng(0)
+    for part in ("train", "test"):
+        arrays[f"x_{part}"] = rng.normal(size=(len(arrays[f"y_{part}"]), *shape))
+    np.savez(tmp_path / "x.npz", **arrays)
+    assert load(str(tmp_path / "x.npz"), None).train.x.shape[1:] == shape
+
+
 @pytest.mark.parametrize(
     ("counts", "size", "expected"), [((5, 3, 2), 5, (3, 1, 1)), ((1, 9), 3, (0, 3)), ((4,), 4, (4,))]
 )

@@ -104,8 +104,12 @@ def nan(x):
         (
             "x_train",
             lambda x: np.stack([x] * 3, -1),
-            "x_train has the shape (96, 8, 8, 3), channels last: save x_train",
+            "x_train has the shape (96, 8, 8, 3), channels last, but it must be (N, height, width) or (N, channels, h",
         ),
+        ("x_train", lambda x: np.stack([x] * 4, -1), "(96, 8, 8, 4), channels last, but it must be (N, height, width)"),
+        ("x_test", lambda x: np.stack([x] * 1, -1), "(30, 8, 8, 1), channels last, but it must be (N, height, width)"),
+        ("x_train", lambda x: np.stack([x[:, :3, :3]] * 1, -1), "(96, 3, 3, 1), channels last"),
+        ("x_train", lambda x: np.stack([x[:, :5]] * 3, -1), "(96, 5, 8, 3), channels last"),
         ("x_train", lambda x: x.astype(str), "x_train has the type <U32: convert it to numbers"),
         ("x_train", lambda x: x + 1j, "x_train has the type complex64"),
         (

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from gradient_lars.cli.plot import save_plot
-from gradient_lars.cli.results import Experiment, RateSample, Run
+from gradient_lars.cli.records import Experiment, RateSample, Run
 from gradient_lars.cli.summary import choose, conclusion, summarise
 from gradient_lars.cli.table import print_report
 
@@ -118,16 +118,42 @@ def test_conclusion_is_what_the_numbers_say(accuracies, expected):
     assert conclusion(EXPERIMENT, summarise(EXPERIMENT, runs_of(*accuracies))) == expected
 
 
+@pytest.mark.parametrize(
+    ("sgd", "lars", "expected"),
+    [
+        ([0.900, 0.900], [0.902, 0.902], "LARS and SGD are level within one test image (difference +0.2 points)."),
+        ([0.702, 0.702], [0.700, 0.700], "LARS and SGD are level within one test image (difference -0.2 points)."),
+        ([0.900, 0.900], [0.902, 0.904], "LARS is 0.3 points ahead of SGD."),
+        ([0.904, 0.904], [0.900, 0.900], "LARS is 0.4 points behind SGD."),
+        ([0.900, 0.900], [0.900, 0.900], "LARS and SGD are level within the spread of the seeds (difference +0.0"),
+    ],
+)
+def test_lead_is_more_than_one_of_500_test_images(sgd, lars, expected):
+    setup = replace(EXPERIMENT, batch_sizes=(64,))
+    text = conclusion(setup, summarise(setup, runs_of(sgd, lars, [], [])[:10]))
+    assert text.startswith(f"At the largest batch (64) {expected}")
+
+
+def test_single_seed_has_differences_and_no_winner():
+    setup = replace(EXPERIMENT, seeds=1)
+    text = conclusion(setup, summarise(setup, runs_of([0.9], [0.8], [0.1], [0.95])))
+    assert text == (
+        "At the largest batch (1024, the whole training split) LARS minus SGD is +85.0 points. By batch size: -10.0 at "
+        "64, +85.0 at 1024. One seed shows no spread: whether this is more than chance takes several, such as "
+        "`--seeds 3`."
+    )
+
+
 def test_conclusion_of_one_batch_size_is_one_sentence():
     setup = replace(EXPERIMENT, batch_sizes=(64,))
-    cells = summarise(setup, runs_of([0.9], [0.8], [0.1], [0.1]))
+    cells = summarise(setup, runs_of([0.9] * 2, [0.8] * 2, [0.1] * 2, [0.1] * 2))
     assert conclusion(setup, cells) == "At the largest batch (64) LARS is 10.0 points behind SGD."
 
 
-def printed(experiment, runs, encoding="utf-8"):
+def printed(experiment, runs, encoding="utf-8", width=80):
     raw = io.BytesIO()
     text = io.TextIOWrapper(raw, encoding=encoding)
-    print_report(Console(file=text, width=80, highlight=False), experiment, summarise(experiment, runs))
+    print_report(Console(file=text, width=width, highlight=False), experiment, summarise(experiment, runs))
     text.flush()
     return raw.getvalue().decode(encoding)
 
@@ -152,6 +178,24 @@ def test_wide_numbers_still_fit_into_80_columns():
     large = [replace(run, seconds=1234.56, diverged=True) for run in large[8:]]
     runs = runs_of([1, 1], [1, 1], [1, 1], [1, 1])[:10] + large[2:]
     assert all(len(line) <= 80 for line in printed(setup, runs).splitlines())
+
+
+@pytest.mark.parametrize("width", [20, 60, 75, 79])
+def test_narrow_terminal_has_the_whole_table(width):
+    runs = runs_of([0.95, 0.97], [0.90, 0.90], [0.8, 0.8], [0.9, 0.91])
+    table, narrow = (printed(EXPERIMENT, runs, width=columns).splitlines()[:9] for columns in (80, width))
+    assert any("0.71" in line and "1024" in line for line in table)
+    assert [line.rstrip() for line in narrow[:7]] == [line.rstrip() for line in table[:7]]
+
+
+@pytest.mark.parametrize("name", ["a$x^$.npz", "x[red].npz", "y[/b].npz", ":smile:.npz"])
+def test_names_are_no_markup_and_no_mathematics(tmp_path, figures, name):
+    setup = replace(EXPERIMENT, data=name)
+    runs = runs_of([0.95, 0.97], [0.90, 0.90], [0.8, 0.8], [0.9, 0.91])
+    assert f"{name}: 1024 training images, 20 epochs" in printed(setup, runs)
+    samples = [RateSample(0, name, 1.0, 1.0, 1.0, True)]
+    save_plot(tmp_path / "plot.png", setup, summarise(setup, runs), samples)
+    assert figures[0].axes[0].get_title() == f"{name}, 20 epochs, 2 seeds"
 
 
 def test_table_marks_diverged_runs_and_needs_no_unicode():

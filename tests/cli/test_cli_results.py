@@ -8,15 +8,8 @@ import pytest
 
 from gradient_lars.cli.errors import CommandError
 from gradient_lars.cli.files import atomic
-from gradient_lars.cli.results import (
-    Experiment,
-    RateSample,
-    ResultsFile,
-    Run,
-    read_rates,
-    read_results,
-    write_rates,
-)
+from gradient_lars.cli.records import Experiment, RateSample, Run
+from gradient_lars.cli.results import ResultsFile, read_rates, read_results, write_rates
 
 EXPERIMENT = Experiment(
     data="a, 'b'.npz",
@@ -26,9 +19,9 @@ EXPERIMENT = Experiment(
     n_test=30,
     batch_sizes=(16, 80),
     sgd_learning_rates=(0.1, 1 / 3),
-    lars_learning_rates=(0.01, 1e-7),
+    lars_learning_rates=(1e-7, 0.01),
     tuning_seeds=2,
-    seeds=1,
+    seeds=2,
     epochs=2,
     momentum=0.9,
     weight_decay=5e-4,
@@ -52,7 +45,7 @@ def file(tmp_path):
 
 def test_rows_are_read_back_exactly(file):
     assert read_results(file.path) == (EXPERIMENT, [TUNE, FINAL])
-    assert EXPERIMENT.n_runs == 2 * (2 + 2 + 2 + 2 + 1 + 1)
+    assert EXPERIMENT.n_runs == 2 * (2 + 2 + 2 + 2 + 2 + 2)
 
 
 def test_every_setting_is_in_every_row(file):
@@ -93,7 +86,7 @@ def test_file_without_rows_is_resumed_with_any_settings(tmp_path):
     [
         ("epochs", 7, ("2", "7")),
         ("batch_sizes", (16,), ("16 80", "16")),
-        ("lars_learning_rates", (0.5, 1.0), ("0.01 1e-07", "0.5 1.0")),
+        ("lars_learning_rates", (0.5, 1.0), ("1e-07 0.01", "0.5 1.0")),
         ("threshold", 0.5, ("inf", "0.5")),
         ("data_digest", "f" * 12, ("0123456789ab", "f" * 12)),
         ("torch", "2.14", ("2.13.0", "2.14")),
@@ -114,7 +107,24 @@ def test_other_settings_are_refused_by_name_and_both_values(file, name, value, t
         ("data,data_digest", "data,sha", "is not a results file of this version"),
         (",true,", ",maybe,", "line 2 is damaged .unexpected 'maybe'"),
         (",final,16,", ",final,x,", "line 3 is damaged .invalid literal"),
-        (",0.125\n", "\n", "line 2 is damaged .zip"),
+        (",0.125\n", "\n", "line 2 is damaged .it has 28 columns, not 29.: remove"),
+        (",final,", ",probe,", "line 3 is damaged .`phase` must be one of tune, final, got probe"),
+        (",sgd,", ",adam,", "line 2 is damaged .`optimizer` must be one of sgd, lars, got adam"),
+        (",final,16,", ",final,-5,", "line 3 is damaged .`batch_size` must be one of 16, 80, got -5"),
+        (",final,16,10,", ",final,16,11,", "line 3 is damaged .`steps` must be 10, got 11"),
+        (",sgd,0.1,2,", ",sgd,0.2,2,", "line 3 is damaged .`lr` must be one of 0.1, 0.3333333333333333, got 0.2"),
+        (",sgd,0.1,2,", ",sgd,0.1,1,", "line 3 is damaged .`seed` must be from 2 to 3 in the phase `final`, got 1"),
+        (",0,0.6666666666666666,", ",0,1.5,", "line 2 is damaged .`val_accuracy` must be from 0 to 1, got 1.5"),
+        (",inf,,true", ",nan,,true", "line 2 is damaged .`val_loss` must be >= 0, got nan"),
+        (
+            ",inf,,true",
+            ",inf,0.5,true",
+            "line 2 .* .`test_accuracy` must be empty in the phase `tune`, got 0.5",
+        ),
+        (",0.0,false", ",,false", "line 3 is damaged .`test_accuracy` must be from 0 to 1 .*, got none"),
+        (",0.0,false", ",nan,false", "line 3 is damaged .`test_accuracy` must be from 0 to 1 .*, got nan"),
+        (",0.0,false", ",7,false", "line 3 is damaged .`test_accuracy` must be from 0 to 1 .*, got 7"),
+        (",false,1234.5", ",false,inf", "line 3 is damaged .`seconds` must be finite and >= 0, got inf"),
     ],
 )
 def test_damage_is_named_with_its_line(file, old, new, match):
@@ -132,6 +142,42 @@ def test_rows_of_two_comparisons_are_refused(file):
         read_results(file.path)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "match"),
+    [
+        ("batch_sizes", (), "`batch_sizes` must be ascending numbers, at least one, got"),
+        ("batch_sizes", (80, 16), "`batch_sizes` must be ascending numbers"),
+        ("batch_sizes", (16, 81), "`batch_sizes` must be from 2 to `n_train`"),
+        ("sgd_learning_rates", (), "`sgd_learning_rates` must be ascending numbers, at least one"),
+        ("sgd_learning_rates", (0.1, math.nan), "`sgd_learning_rates` must be ascending numbers"),
+        ("lars_learning_rates", (-1.0, 1.0), "`lars_learning_rates` must be positive and finite"),
+        ("lars_learning_rates", (0.1,), "`lars_learning_rates` must be as many as `sgd_learning_rates`"),
+        ("n_test", 0, "`n_test` must be a whole number from 1 to 1e12, got 0"),
+        ("n_train", 10**13, "`n_train` must be a whole number from 1 to 1e12, got 1000"),
+        ("momentum", 1.0, r"`momentum` must be in \[0, 1\), got 1.0"),
+        ("eps", math.nan, "`eps` must be finite and >= 0, got nan"),
+        ("threshold", -1.0, "`threshold` must be >= 0, got -1.0"),
+    ],
+)
+def test_impossible_settings_are_damage(tmp_path, name, value, match):
+    file = ResultsFile.create(tmp_path / "results.csv", replace(EXPERIMENT, **{name: value}))
+    file.append(TUNE)
+    with pytest.raises(CommandError, match=f"line 2 is damaged .{match}"):
+        read_results(file.path)
+
+
+def test_run_that_is_there_twice_is_refused(file):
+    file.append(TUNE)
+    with pytest.raises(CommandError, match="line 4 is the same run as line 2: remove one of them"):
+        read_results(file.path)
+
+
+def test_field_too_large_for_a_csv_is_damage(file):
+    file.path.write_text(file.path.read_text().replace(",final,", f",{'x' * 200_000},"))
+    with pytest.raises(CommandError, match=r"line 3 is damaged .field larger than field limit .131072..: remove"):
+        read_results(file.path)
+
+
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00binary"])
 def test_other_files_are_not_results(tmp_path, content):
     (tmp_path / "x.csv").write_bytes(content)
@@ -140,7 +186,8 @@ def test_other_files_are_not_results(tmp_path, content):
 
 
 def test_rates_are_read_back_exactly_and_a_missing_file_is_empty(tmp_path):
-    samples = [RateSample(0, "conv1.weight", 1 / 3, 0.0, 1e9, True), RateSample(1, "norm1.bias", 0.0, 2.0, 1.0, False)]
+    first = [RateSample(0, "conv1.weight", 1 / 3, 0.0, 1e9, True), RateSample(0, "norm1.bias", 0.0, 2.0, 1.0, False)]
+    samples = [*first, *(replace(sample, step=2) for sample in first)]
     path = tmp_path / "rates.csv"
     assert read_rates(path) == []
     write_rates(path, samples)
@@ -149,6 +196,30 @@ def test_rates_are_read_back_exactly_and_a_missing_file_is_empty(tmp_path):
     with pytest.raises(CommandError, match="is damaged"):
         read_rates(path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["rates.csv"]
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda lines: lines[:1], "steps are missing"),
+        (lambda lines: [], "its columns are others"),
+        (lambda lines: lines[:-1], "not every step has each layer once"),
+        (lambda lines: [*lines[:4], lines[4][:9] + "\n", *lines[5:]], "it has 2 columns, not 6"),
+        (lambda lines: [*lines[:2], lines[2][:3] + lines[3], *lines[4:]], "it has 7 columns, not 6"),
+        (lambda lines: [*lines[:3], *lines[5:]], "steps are missing"),
+        (lambda lines: [lines[0], *lines[3:]], "steps are missing"),
+        (lambda lines: [*lines, lines[-1]], "not every step has each layer once"),
+        (lambda lines: [line.replace(",2.5,", ",-2.5,") for line in lines], "step 0 has a negative rate or norm"),
+    ],
+)
+def test_rates_with_rows_missing_or_torn_are_refused(tmp_path, change, match):
+    path = tmp_path / "rates.csv"
+    layers = ("conv1.weight", "norm1.bias")
+    write_rates(path, [RateSample(step, layer, 1.0, 1.0, 2.5, True) for step in (0, 3, 6, 9) for layer in layers])
+    assert len(read_rates(path)) == 8
+    path.write_text("".join(change(path.read_text().splitlines(keepends=True))))
+    with pytest.raises(CommandError, match=f"is damaged .({match}).: remove it to plot without the rates"):
+        read_rates(path)
 
 
 def test_whole_file_that_cannot_be_finished_leaves_the_old_one(tmp_path):

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from gradient_lars.cli.network import build_network, recompute_statistics
-from gradient_lars.cli.training import Batch, Recipe, batch_order, build_schedule, evaluate, fit, n_steps, warm_up_steps
+from gradient_lars.cli.settings import n_steps
+from gradient_lars.cli.training import Batch, Recipe, batch_order, build_schedule, evaluate, fit, warm_up_steps
 
 RECIPE = Recipe("sgd", 0.1, 16, 2, 3, momentum=0.9, weight_decay=5e-4, threshold=0.01, eps=1e-9)
 

@@ -1,6 +1,7 @@
 """``gradient-lars compare``: the runs of a comparison, one after the other, kept as they finish."""
 
 import importlib.metadata
+import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,24 +10,21 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 import gradient_lars
 from gradient_lars.cli.data import Dataset, Split, load
 from gradient_lars.cli.errors import CommandError
 from gradient_lars.cli.files import check_writable, write_errors
-from gradient_lars.cli.report import PLOT, RATES, RESULTS, report
-from gradient_lars.cli.results import FINAL, TUNE, Experiment, ResultsFile, Run, write_rates
-from gradient_lars.cli.settings import LARS, OPTIMIZERS, Settings, resolve_batch_sizes
-from gradient_lars.cli.summary import LABELS, choose
-from gradient_lars.cli.training import Batch, Recipe, evaluate, fit, n_steps
+from gradient_lars.cli.records import FINAL, TUNE, Experiment, Run
+from gradient_lars.cli.report import PLOT, RATES, RESULTS, recorded_rates, report
+from gradient_lars.cli.results import ResultsFile, write_rates
+from gradient_lars.cli.settings import LARS, OPTIMIZERS, Settings, n_steps, resolve_batch_sizes
+from gradient_lars.cli.summary import LABELS, check_choices, choose
+from gradient_lars.cli.training import Batch, Recipe, evaluate, fit
 
-TUNING_SEEDS = (0, 1)
+TUNING_SEEDS = 2
 SMALL = 2**20
-
-
-def final_seeds(count: int) -> range:
-    """Return the seeds of the final runs: 2, 3, ..., none of those that chose the learning rate."""
-    return range(len(TUNING_SEEDS), len(TUNING_SEEDS) + count)
 
 
 def compare(settings: Settings, *, resume: bool, overwrite: bool, output: Console, log: Console) -> None:
@@ -81,7 +79,7 @@ def describe(settings: Settings, data: Dataset, device: torch.device) -> Experim
         batch_sizes=resolve_batch_sizes(settings.batch_sizes, len(data.train)),
         sgd_learning_rates=settings.learning_rates["sgd"],
         lars_learning_rates=settings.learning_rates["lars"],
-        tuning_seeds=len(TUNING_SEEDS),
+        tuning_seeds=TUNING_SEEDS,
         seeds=settings.seeds,
         epochs=settings.epochs,
         momentum=settings.momentum,
@@ -105,10 +103,12 @@ def _open_results(out: Path, experiment: Experiment, *, resume: bool, overwrite:
     with write_errors(out):
         if path.exists() and resume:
             results = ResultsFile.resume(path, experiment)
+            check_choices(path, experiment, results.runs)
+            recorded_rates(path, experiment, results.runs)
             log.print(f"Resuming: {len(results.runs)} of {experiment.n_runs} runs are there.")
             return results
         if resume:
-            log.print(f"Nothing to resume in {out}: beginning there.")
+            log.print(Text(f"Nothing to resume in {out}: beginning there."))
         out.mkdir(parents=True, exist_ok=True)
         for stale in (out / RATES, out / PLOT):
             stale.unlink(missing_ok=True)
@@ -146,7 +146,7 @@ class _Session:
         self._done = {run.key: run for run in self.results.runs}
         self._splits = {name: self._on_device(getattr(self.data, name)) for name in ("train", "val")}
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=20),
             TextColumn("{task.completed:.0f}/{task.total:.0f} runs"),
             TimeElapsedColumn(),
@@ -163,12 +163,14 @@ class _Session:
 
     def _cell(self, batch_size: int, optimizer: str) -> None:
         grid = self.experiment.grid(optimizer)
-        best = choose([self._once(TUNE, batch_size, optimizer, lr, seed) for lr in grid for seed in TUNING_SEEDS])
-        seeds = final_seeds(self.experiment.seeds)
+        seeds = self.experiment.seed_range(TUNE)
+        best = choose([self._once(TUNE, batch_size, optimizer, lr, seed) for lr in grid for seed in seeds])
+        seeds = self.experiment.seed_range(FINAL)
         finals = [self._once(FINAL, batch_size, optimizer, best.lr, seed) for seed in seeds]
-        mean = sum(run.test_accuracy or 0.0 for run in finals) / len(finals)
+        mean = statistics.fmean(run.tested for run in finals)
+        among = f"the best of {len(grid)}" if len(grid) > 1 else "the only one tried"
         self.log.print(
-            f"batch {batch_size}, {LABELS[optimizer]}: lr {best.lr:g} of {len(grid)} "
+            f"batch {batch_size}, {LABELS[optimizer]}: lr {best.lr:g}, {among} "
             f"(validation {100 * best.val_accuracy:.2f} %), test {100 * mean:.2f} %"
         )
 
@@ -202,7 +204,7 @@ class _Session:
             setup.threshold,
             setup.eps,
         )
-        recorded = (FINAL, LARS, max(setup.batch_sizes), len(TUNING_SEEDS))
+        recorded = (FINAL, LARS, setup.batch_sizes[-1], setup.seed_range(FINAL)[0])
         record = (phase, optimizer, batch_size, seed) == recorded
         fitted = fit(
             recipe,

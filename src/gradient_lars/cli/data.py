@@ -156,9 +156,10 @@ def _build(name: str, source: str, arrays: Mapping[str, Array], n_val: int | Non
 def _check_pair(source: str, part: str, x: Array, y: Array) -> None:
     if x.ndim not in (3, 4) or 0 in x.shape:
         raise CommandError(f"{source}: x_{part} has the shape {x.shape}: it must be {_SHAPES}, none of them 0.")
-    if x.ndim == 4 and x.shape[3] in (1, 3) and x.shape[1] not in (1, 3):
+    if x.ndim == 4 and _channels_last(*x.shape[1:]):
         raise CommandError(
-            f"{source}: x_{part} has the shape {x.shape}, channels last: save x_{part}.transpose(0, 3, 1, 2)."
+            f"{source}: x_{part} has the shape {x.shape}, channels last, but it must be {_SHAPES}: "
+            f"save x_{part}.transpose(0, 3, 1, 2)."
         )
     if x.dtype.kind not in "biuf":
         raise CommandError(f"{source}: x_{part} has the type {x.dtype}: convert it to numbers such as float32.")
@@ -176,6 +177,12 @@ def _check_pair(source: str, part: str, x: Array, y: Array) -> None:
             f"{source}: x_{part} has {x.size - np.count_nonzero(finite)} pixels that are NaN or infinite in float32: "
             "replace them or leave those images out."
         )
+
+
+def _channels_last(first: int, second: int, last: int) -> bool:
+    """Say whether the axes of an image look like height, width, channels."""
+    square = first == second > last
+    return (last in (1, 3, 4) and square) or (last in (1, 3) and first not in (1, 3))
 
 
 def _images(x: Array) -> Array:

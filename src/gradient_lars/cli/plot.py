@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gradient_lars.cli.files import atomic
-from gradient_lars.cli.results import Experiment, RateSample
+from gradient_lars.cli.records import Experiment, RateSample
 from gradient_lars.cli.settings import LARS, OPTIMIZERS, SGD
 from gradient_lars.cli.summary import Cell
 
@@ -51,7 +51,8 @@ def _draw_accuracies(axes: "Axes", experiment: Experiment, cells: Sequence[Cell]
     axes.set_ylabel("test accuracy (%)")
     seeds = f"{experiment.seeds} seeds" if experiment.seeds > 1 else "one seed"
     epochs = f"{experiment.epochs} epochs" if experiment.epochs > 1 else "one epoch"
-    axes.set_title(f"{experiment.data}, {epochs}, {seeds}", fontsize=11)
+    # No mathematics in it: a file may well be called `a$b$.npz`.
+    axes.set_title(f"{experiment.data}, {epochs}, {seeds}", fontsize=11, parse_math=False)
     axes.legend(frameon=False, loc="best")
 
 
@@ -80,4 +81,6 @@ def _draw_rates(axes: "Axes", experiment: Experiment, samples: Sequence[RateSamp
     axes.set_xlabel("step")
     axes.set_ylabel("rate = ||p|| / (||g|| + wd ||p||), or 1")
     axes.set_title(f"Rate of each layer, batch {max(experiment.batch_sizes)}, one seed", fontsize=11)
-    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    legend = axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    for text in legend.get_texts():
+        text.set_parse_math(False)

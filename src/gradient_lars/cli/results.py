@@ -4,84 +4,13 @@ import csv
 import io
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from gradient_lars.cli.errors import CommandError
 from gradient_lars.cli.files import atomic
-
-TUNE = "tune"
-FINAL = "final"
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """What all runs of one comparison share; repeated in each row, so that the CSV stands alone."""
-
-    data: str
-    data_digest: str
-    n_train: int
-    n_val: int
-    n_test: int
-    batch_sizes: tuple[int, ...]
-    sgd_learning_rates: tuple[float, ...]
-    lars_learning_rates: tuple[float, ...]
-    tuning_seeds: int
-    seeds: int
-    epochs: int
-    momentum: float
-    weight_decay: float
-    threshold: float
-    eps: float
-    device: str
-    torch: str
-    gradient_lars: str
-
-    def grid(self, optimizer: str) -> tuple[float, ...]:
-        """Return the learning rates tried for `optimizer`, ascending."""
-        return self.sgd_learning_rates if optimizer == "sgd" else self.lars_learning_rates
-
-    @property
-    def n_runs(self) -> int:
-        """Return the number of rows of a finished comparison."""
-        tuned = len(self.sgd_learning_rates) + len(self.lars_learning_rates)
-        return len(self.batch_sizes) * (tuned * self.tuning_seeds + 2 * self.seeds)
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training run; `test_accuracy` is None in the phase `TUNE`, accuracies are between 0 and 1."""
-
-    phase: str
-    batch_size: int
-    steps: int
-    optimizer: str
-    lr: float
-    seed: int
-    val_accuracy: float
-    val_loss: float
-    test_accuracy: float | None
-    diverged: bool
-    seconds: float
-
-    @property
-    def key(self) -> tuple[str, int, str, float, int]:
-        """What tells this run from the others of its experiment."""
-        return (self.phase, self.batch_size, self.optimizer, self.lr, self.seed)
-
-
-@dataclass(frozen=True)
-class RateSample:
-    """The rate of one layer in one step."""
-
-    step: int
-    layer: str
-    p_norm: float
-    g_norm: float
-    rate: float
-    adapted: bool
-
+from gradient_lars.cli.records import Experiment, RateSample, Run, check_experiment, check_run, check_samples
 
 _COLUMNS = [field.name for kind in (Experiment, Run) for field in fields(kind)]
 
@@ -136,22 +65,30 @@ def read_results(path: Path) -> tuple[Experiment | None, list[Run]]:
     Raises:
         CommandError: the file cannot be read, is not such a file, or mixes experiments.
     """
-    header, *lines = _read_rows(path) or [[]]
+    (_, header), *lines = _read_rows(path) or [(1, [])]
     if header != _COLUMNS:
         raise CommandError(f"{path} is not a results file of this version: its columns are others. Name another one.")
     experiment: Experiment | None = None
-    runs: list[Run] = []
-    for number, line in enumerate(lines, start=2):
+    runs: dict[Any, tuple[int, Run]] = {}
+    for number, line in lines:
         try:
-            cells = dict(zip(_COLUMNS, line, strict=True))
-            found, run = _parse(Experiment, cells), _parse(Run, cells)
+            cells = _named(_COLUMNS, line)
+            found = _parse(Experiment, cells)
+            if experiment is None:
+                check_experiment(found)
+            elif found != experiment:
+                raise CommandError(
+                    f"{path}: line {number} has other settings than line 2: keep one comparison per file."
+                )
+            run = _parse(Run, cells)
+            check_run(found, run)
         except ValueError as error:
             raise CommandError(f"{path}: line {number} is damaged ({error}): remove that line.") from None
-        if experiment is not None and found != experiment:
-            raise CommandError(f"{path}: line {number} has other settings than line 2: keep one comparison per file.")
+        if run.key in runs:
+            raise CommandError(f"{path}: line {number} is the same run as line {runs[run.key][0]}: remove one of them.")
         experiment = found
-        runs.append(run)
-    return experiment, runs
+        runs[run.key] = number, run
+    return experiment, [run for _, run in runs.values()]
 
 
 def write_rates(path: Path, samples: Iterable[RateSample]) -> None:
@@ -163,14 +100,28 @@ def write_rates(path: Path, samples: Iterable[RateSample]) -> None:
 
 
 def read_rates(path: Path) -> list[RateSample]:
-    """Read what `write_rates` wrote; a missing file gives an empty list."""
+    """Read what `write_rates` wrote; a missing file gives an empty list.
+
+    Raises:
+        CommandError: the file cannot be read, or rows of it are damaged or missing.
+    """
     if not path.is_file():
         return []
-    header, *lines = _read_rows(path) or [[]]
+    columns = [field.name for field in fields(RateSample)]
+    (_, header), *lines = _read_rows(path) or [(1, [])]
     try:
-        return [_parse(RateSample, dict(zip(header, line, strict=True))) for line in lines]
-    except (ValueError, KeyError) as error:
-        raise CommandError(f"{path} is damaged ({error}): remove it to plot without the rates.") from None
+        if header != columns:
+            raise ValueError("its columns are others")
+        samples = [_parse(RateSample, _named(columns, line)) for _, line in lines]
+        check_samples(samples)
+    except ValueError as error:
+        raise damaged_rates(path, error) from None
+    return samples
+
+
+def damaged_rates(path: Path, error: ValueError) -> CommandError:
+    """Return what is said of a rates file that `error` describes."""
+    return CommandError(f"{path} is damaged ({error}): remove it to plot without the rates.")
 
 
 def _check_same(path: Path, found: Experiment, wanted: Experiment) -> None:
@@ -183,14 +134,25 @@ def _check_same(path: Path, found: Experiment, wanted: Experiment) -> None:
             )
 
 
-def _read_rows(path: Path) -> list[list[str]]:
+def _read_rows(path: Path) -> list[tuple[int, list[str]]]:
+    """Return the rows of a CSV, each with the number of its (last) line."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not a text file"
         raise CommandError(f"{path} cannot be read ({reason}): give the results.csv of a comparison.") from None
     whole = text[: text.rfind("\n") + 1]  # a line without its end was torn by an interruption
-    return list(csv.reader(io.StringIO(whole)))
+    reader = csv.reader(io.StringIO(whole))
+    try:
+        return [(reader.line_num, row) for row in reader]
+    except csv.Error as error:
+        raise CommandError(f"{path}: line {reader.line_num} is damaged ({error}): remove that line.") from None
+
+
+def _named(columns: Sequence[str], line: Sequence[str]) -> dict[str, str]:
+    if len(line) != len(columns):
+        raise ValueError(f"it has {len(line)} columns, not {len(columns)}")
+    return dict(zip(columns, line, strict=True))
 
 
 def _lines(rows: Iterable[Iterable[str]]) -> str:

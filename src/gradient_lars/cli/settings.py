@@ -111,6 +111,11 @@ def resolve_batch_sizes(sizes: Sequence[int | str], n_train: int) -> tuple[int, 
     return tuple(resolved)
 
 
+def n_steps(n_train: int, batch_size: int, epochs: int) -> int:
+    """Return the number of optimizer steps; images that do not fill the last batch of an epoch are left out of it."""
+    return epochs * (n_train // batch_size)
+
+
 def parse_learning_rates(texts: Sequence[str]) -> dict[str, tuple[float, ...]]:
     """Read ``0.1,0.3`` (both optimizers), ``sgd:0.1,0.3`` and ``lars:0.01,0.03``; what is not given is the default.
 

@@ -4,30 +4,34 @@ from collections.abc import Sequence
 
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
-from gradient_lars.cli.results import Experiment
+from gradient_lars.cli.records import Experiment
 from gradient_lars.cli.settings import OPTIMIZERS
 from gradient_lars.cli.summary import LABELS, Cell, conclusion
 
+WIDTH = 80
 EDGE = "*"
 DIVERGED = "!"
 
 
 def print_report(console: Console, experiment: Experiment, cells: Sequence[Cell]) -> None:
     """Print the table, its footnotes, and the conclusion."""
-    console.print(build_table(console, experiment, cells))
+    # A narrower terminal breaks the lines, where rich would leave columns out of the table.
+    console.print(build_table(console, experiment, cells), crop=False)
     for note in footnotes(experiment, cells):
-        console.print(note)
+        console.print(Text(note))
     console.print()
-    console.print(conclusion(experiment, cells))
+    console.print(Text(conclusion(experiment, cells)))
 
 
 def build_table(console: Console, experiment: Experiment, cells: Sequence[Cell]) -> Table:
     """Return one line per batch size; per optimizer the chosen rate, the test accuracy and the time of a run."""
     epochs = f"{experiment.epochs} epoch{'s' if experiment.epochs > 1 else ''}"
     title = f"{experiment.data}: {experiment.n_train} training images, {epochs}"
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_style="bold", padding=(0, 1))
+    table = Table(title=Text(title), box=box.SIMPLE_HEAD, title_style="bold", padding=(0, 1))
     table.add_column("batch", justify="right")
     table.add_column("steps", justify="right")
     for optimizer in OPTIMIZERS:
@@ -41,6 +45,8 @@ def build_table(console: Console, experiment: Experiment, cells: Sequence[Cell])
         for cell in (sgd, lars):
             row += [_rate(cell), _accuracy(cell, plus_minus), _seconds(cell.seconds)]
         table.add_row(*row)
+    room = console.options.update(width=max(WIDTH, console.width))
+    table.width = Measurement.get(console, room, table).maximum
     return table
 
 

@@ -12,8 +12,8 @@ from torch.optim.lr_scheduler import LinearLR, LRScheduler, PolynomialLR, Sequen
 
 from gradient_lars import GradientLARS
 from gradient_lars.cli.network import build_network, recompute_statistics
-from gradient_lars.cli.results import RateSample
-from gradient_lars.cli.settings import LARS
+from gradient_lars.cli.records import RateSample
+from gradient_lars.cli.settings import LARS, n_steps
 from gradient_lars.torch import HookHandle, add_hook
 
 WARM_UP = 0.1
@@ -53,11 +53,6 @@ class Fitted:
     diverged: bool
     seconds: float
     rates: tuple[RateSample, ...]
-
-
-def n_steps(n_train: int, batch_size: int, epochs: int) -> int:
-    """Return the number of optimizer steps; images that do not fill the last batch of an epoch are left out of it."""
-    return epochs * (n_train // batch_size)
 
 
 def warm_up_steps(steps: int) -> int:
