@@ -1,17 +1,19 @@
 # make demo      train the digits with SGD and with GradientLARS: table, CSV and plot in demo/
 # make test      all tests, with coverage      make check   format, lint, types, import rules
-# make results   the committed results and README's tables made anew      make clean   remove what these made
+# make results   the committed comparison made anew, and README's tables      make clean   remove what these made
+# make bench     time the step beside SGD's and other LARS, CPU, 3 minutes      make bench-gpu   the same on a CUDA device
 
 PYTHON ?= python3.11
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check results clean
+.PHONY: demo test check results bench bench-gpu clean
 
 demo: .venv/.demo
 	.venv/bin/gradient-lars compare --out demo --overwrite
 
 test: .venv/.test
-	.venv/bin/python -m coverage run -m pytest -m "not slow"
+	@rm -f .coverage .coverage.*
+	OMP_NUM_THREADS=1 .venv/bin/python -m coverage run -m pytest --numprocesses 2 --dist worksteal -m "not slow"
 	@.venv/bin/python -m coverage combine --quiet
 	.venv/bin/python -m coverage report
 
@@ -25,6 +27,15 @@ results: .venv/.demo
 	.venv/bin/gradient-lars compare --out benchmarks/results/compare-digits --overwrite
 	.venv/bin/python benchmarks/make_readme.py
 
+# Both add their rows to the committed results; the plot is drawn from these.
+bench: .venv/.bench
+	.venv/bin/gradient-lars bench --out benchmarks/results/step-cpu.csv --plot benchmarks/results/step-cpu.png
+	.venv/bin/python benchmarks/make_readme.py
+
+bench-gpu: .venv/.bench
+	.venv/bin/gradient-lars bench --device cuda --seconds 120 --out benchmarks/results/step-cuda.csv --plot benchmarks/results/step-cuda.png
+	.venv/bin/python benchmarks/make_readme.py
+
 clean:
 	rm -rf .venv demo build dist .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -35,6 +46,10 @@ clean:
 .venv/.demo: pyproject.toml constraints.txt | .venv/bin/python
 	$(PIP) --editable ".[cli]"
 	@touch $@
+
+.venv/.bench: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) --editable ".[bench]"
+	@touch $@ .venv/.demo
 
 # Chainer 7.8.1 builds only with a setuptools that still has pkg_resources, outside pip's isolation.
 .venv/.test: pyproject.toml constraints.txt | .venv/bin/python

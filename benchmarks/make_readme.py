@@ -4,6 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from gradient_lars.cli.bench_results import latest, read_rows
+from gradient_lars.cli.bench_table import figure, lines_of, setting_of, title_of
 from gradient_lars.cli.results import read_results
 from gradient_lars.cli.summary import Cell, conclusion, summarise
 
@@ -36,7 +38,33 @@ def _accuracy(cell: Cell) -> str:
     return f"{100 * cell.mean:.1f} ± {100 * cell.deviation:.1f} %"
 
 
-BLOCKS = {"compare-digits": compare_digits}
+def bench() -> str:
+    """Return the tables of ``gradient-lars bench``: the last run of each workload and device."""
+    blocks = []
+    for name in ("step-cpu.csv", "step-cuda.csv"):
+        path = RESULTS / name
+        if not path.exists():
+            continue
+        for run in latest(read_rows(path)):
+            graphs = any("graph" in line.rows for line in lines_of(run))
+            head = ["", "step (ms)", "to fused SGD", *(["CUDA graph (ms)", "to fused SGD"] if graphs else [])]
+            lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
+            for line in lines_of(run):
+                cells = [line.label, figure(line.p50("eager")), _times(line.ratio("eager"))]
+                if graphs:
+                    cells += [figure(line.p50("graph")), _times(line.ratio("graph"))]
+                lines.append(f"| {' | '.join(cells)} |")
+            blocks.append("\n".join([f"**{title_of(run)}.** {setting_of(run)}", "", *lines]))
+    if not blocks:
+        raise SystemExit("benchmarks/results holds no times. Run `make bench`.")
+    return "\n\n".join(blocks)
+
+
+def _times(ratio: float | None) -> str:
+    return "" if ratio is None else f"{ratio:.2f} x"
+
+
+BLOCKS = {"compare-digits": compare_digits, "bench": bench}
 
 
 def filled(text: str) -> str:

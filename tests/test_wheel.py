@@ -21,7 +21,9 @@ def wheel(tmp_path_factory):
 
 def test_every_module_and_the_type_marker_are_inside(wheel):
     package = ROOT / "src" / "gradient_lars"
-    expected = {path.relative_to(ROOT / "src").as_posix() for path in package.rglob("*.py")} | {"gradient_lars/py.typed"}
+    expected = {path.relative_to(ROOT / "src").as_posix() for path in package.rglob("*.py")} | {
+        "gradient_lars/py.typed"
+    }
     with zipfile.ZipFile(wheel) as file:
         names = {name for name in file.namelist() if ".dist-info/" not in name}
         metadata = next(file.read(name).decode() for name in file.namelist() if name.endswith("/METADATA"))

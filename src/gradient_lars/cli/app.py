@@ -9,6 +9,9 @@ import typer
 from rich.console import Console
 
 from gradient_lars import __version__
+from gradient_lars.cli import bench_settings
+from gradient_lars.cli.bench_results import check_file
+from gradient_lars.cli.bench_workloads import WORKLOADS
 from gradient_lars.cli.errors import INTERRUPTED, USAGE, CommandError, require
 from gradient_lars.cli.settings import DIGITS, Settings, parse_batch_sizes, parse_learning_rates
 
@@ -99,8 +102,8 @@ def compare_command(
     a validation split; the test split is used for the final runs only. Prints a table; saves results.csv (one row per
     run), rates.csv (rate of each layer) and plot.png.
 
-    An .npz file holds x_train, y_train, x_test, y_test: images (N, height, width) or (N, channels, height, width),
-    labels (N,) of an integer type.
+    An .npz file holds x_train, y_train, x_test, y_test: images (N, height, width) or, with the channels before the
+    height, (N, channels, height, width), labels (N,) of an integer type.
     """
     with _mistakes():
         if resume and overwrite:
@@ -151,6 +154,87 @@ def _replot(results: Path, out: Path | None, *, other: bool) -> None:
     check_writable(folder)
     with write_errors(folder):
         report(results, folder, Console(highlight=False))
+
+
+@app.command(
+    "bench",
+    epilog="""
+**Examples**
+
+    gradient-lars bench
+
+    gradient-lars bench --workloads resnet18 --implementations lars,open-lars
+
+    gradient-lars bench --device cuda --dtype bfloat16 --plot steps.png
+
+    gradient-lars bench --replot gradient-lars-bench.csv --plot steps.png
+""",
+)
+def bench_command(
+    workloads: Annotated[
+        str | None,
+        typer.Option(help=f"Some of {', '.join(WORKLOADS)}.", show_default="those that suit the device"),
+    ] = None,
+    implementations: Annotated[
+        str | None, typer.Option(help="Such as `lars,sgd-loop`; sgd-fused is always there.", show_default="all")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Such as `cpu`, `cuda` or `cuda:1`.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="Of parameters, gradients and momentum.")] = "float32",
+    rounds: Annotated[int, typer.Option(help="Most rounds of each workload.")] = 20,
+    seconds: Annotated[float, typer.Option(help="Begin no round of a workload after this time.")] = 60.0,
+    out: Annotated[
+        Path | None, typer.Option(help="CSV to add the results to.", show_default=str(bench_settings.DEFAULT_OUT))
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="PNG to draw what the CSV holds.")] = None,
+    replot: Annotated[
+        Path | None, typer.Option(help="Measure nothing: print, and draw with --plot, the last runs of this CSV.")
+    ] = None,
+) -> None:
+    """Time the step of LARS beside that of PyTorch's SGD and of every other LARS that is installed.
+
+    The parameter lists are those of well-known networks. All optimizers take turns in one run, a few steps each, so
+    that they meet the same disturbances. Prints a table and adds a row for each measurement to a CSV.
+    """
+    with _mistakes():
+        if replot is not None:
+            if out is not None:
+                raise CommandError("`--replot` writes no results: leave `--out` out.")
+            _replot_bench(replot, plot)
+            return
+        settings = bench_settings.BenchSettings(
+            workloads=bench_settings.parse_workloads(workloads),
+            implementations=bench_settings.parse_implementations(implementations),
+            device=device,
+            dtype=dtype,
+            rounds=rounds,
+            seconds=seconds,
+            out=out or bench_settings.DEFAULT_OUT,
+            plot=plot,
+        )
+        _bench(settings)
+
+
+def _bench(settings: bench_settings.BenchSettings) -> None:
+    require(["torch", "numpy", *(["matplotlib"] if settings.plot else [])], "`gradient-lars bench`")
+    log = Console(stderr=True, highlight=False)
+    try:
+        from gradient_lars.cli.bench import bench
+        from gradient_lars.cli.bench_report import report
+
+        rows, skipped = bench(settings, log=log)
+        report(settings.out, rows, skipped, settings.plot, Console(highlight=False))
+    except KeyboardInterrupt:
+        log.print("Interrupted. The workloads that were finished are in the results file.")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _replot_bench(results: Path, plot: Path | None) -> None:
+    require(["matplotlib"] if plot else [], "`gradient-lars bench --plot`")
+    from gradient_lars.cli.bench_report import replot
+
+    if plot is not None:
+        check_file(plot, "--plot")
+    replot(results, plot, Console(highlight=False))
 
 
 @app.command("info", epilog="**Example**\n\n    gradient-lars info")

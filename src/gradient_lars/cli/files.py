@@ -19,23 +19,23 @@ def atomic(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Path, option: str = "--out") -> None:
     """Raise `CommandError` if `folder` is no folder to write to, and could not be made; nothing is made here."""
     nearest = folder
     while not nearest.exists() and nearest != nearest.parent:
         nearest = nearest.parent
     if not nearest.is_dir():
-        raise CommandError(f"`--out`: {nearest} is a file, not a folder: name another folder.")
+        raise CommandError(f"`{option}`: {nearest} is a file, not a folder: name another folder.")
     if not os.access(nearest, os.W_OK | os.X_OK):
-        raise CommandError(f"`--out`: no permission to write to {nearest}: name another folder.")
+        raise CommandError(f"`{option}`: no permission to write to {nearest}: name another folder.")
 
 
 @contextmanager
-def write_errors(folder: Path) -> Iterator[None]:
-    """Turn an `OSError` of the block (disk full, permission) into a `CommandError` that names `--out`."""
+def write_errors(folder: Path, option: str = "--out") -> Iterator[None]:
+    """Turn an `OSError` of the block (disk full, permission) into a `CommandError` that names `option`."""
     try:
         yield
     except OSError as error:
         raise CommandError(
-            f"`--out`: {folder} cannot be written to ({error.strerror or error}): free it or name another folder."
+            f"`{option}`: {folder} cannot be written to ({error.strerror or error}): free it or name another folder."
         ) from None
