@@ -60,8 +60,9 @@ def _norms_and_updates(bucket: Bucket) -> Norms:
         "max_rate": group["max_rate"],
     }
     columns: list[tuple[float, float, float]] = []
-    for layer in bucket.layers:
-        p_norm, g_norm = _norm(layer.param), _norm(layer.grad)
+    known = _small_norms(bucket.layers)
+    for i, layer in enumerate(bucket.layers):
+        p_norm, g_norm = known.get(i) or (_norm(layer.param), _norm(layer.grad))
         rate = _formula.rate(p_norm, g_norm, **settings)
         columns.append((p_norm, g_norm, rate))
         _update_layer(layer, rate)
@@ -69,17 +70,23 @@ def _norms_and_updates(bucket: Bucket) -> Norms:
     return Norms(bucket.places, p_norms, g_norms, rates, threshold)
 
 
-def _norm(tensor: Tensor) -> float:
-    """Return the Euclidean norm as its type can hold it.
+def _small_norms(layers: list[LarsLayer]) -> dict[int, tuple[float, float]]:
+    """Return the norms of weights and gradient of each small layer, by its place.
 
-    Half of the 322 norms of a ResNet-50 take less than the general way costs: 4 us each, of a step of 16 ms.
+    A call a norm costs as much as the norm itself here: 2 us, and a ResNet-50 has 238 of them in a step of 16 ms.
     """
-    if tensor.dtype == torch.float32 and tensor.is_contiguous():
-        entries = tensor.numel()
-        if entries < 16 * BLOCK:
-            return torch.linalg.vector_norm(tensor).item()
-        if entries % BLOCK == 0:
-            return torch.linalg.vector_norm(torch.linalg.vector_norm(tensor.view(-1, BLOCK), dim=1)).item()
+    places = [i for i, layer in enumerate(layers) if 0 < layer.param.numel() < 16 * BLOCK]
+    if not places:
+        return {}
+    tensors = [layers[i].param for i in places] + [layers[i].grad for i in places]
+    norms = torch.stack(torch._foreach_norm(tensors)).tolist()
+    return dict(zip(places, zip(norms[: len(places)], norms[len(places) :], strict=True), strict=True))
+
+
+def _norm(tensor: Tensor) -> float:
+    """Return the Euclidean norm as its type can hold it, of a large tensor without the cost of the general way."""
+    if tensor.dtype == torch.float32 and tensor.is_contiguous() and tensor.numel() % BLOCK == 0 and tensor.numel():
+        return float(torch.linalg.vector_norm(torch.linalg.vector_norm(tensor.view(-1, BLOCK), dim=1)))
     return float(ARRAYS.norm(tensor))
 
 
@@ -89,12 +96,9 @@ def _rounded(value: float, dtype: torch.dtype) -> float:
 
 def supported(layer: LarsLayer) -> bool:
     """Return whether the kernel can express the layer's update."""
-    types = {layer.param.dtype, layer.grad.dtype}
-    if layer.momentum is not None:
-        types.add(layer.momentum.dtype)
-    return (
-        (types <= {torch.float32} or types <= {torch.float64}) and layer.master is None and not layer.group["nesterov"]
-    )
+    dtype, momentum = layer.param.dtype, layer.momentum
+    one_type = layer.grad.dtype == dtype and (momentum is None or momentum.dtype == dtype)
+    return one_type and dtype in LEAST_GAIN and layer.master is None and not layer.group["nesterov"]
 
 
 def update(bucket: Bucket, rate: Tensor, loss_scale: LossScale, skip: Tensor | None) -> None:
