@@ -164,7 +164,9 @@ def test_finished_comparison_resumed_trains_nothing(finished, cli, quick, monkey
 def test_ctrl_c_in_a_real_process(quick, tmp_path):
     folder = tmp_path / "out"
     arguments = [*quick, "--out", str(folder), "--epochs", "400"]
-    code = "import sys; from gradient_lars.cli import main; sys.argv[0] = 'gradient-lars'; main()"
+    # A shell's background job ignores SIGINT, and so would everything that it starts, these tests among them.
+    code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code += "from gradient_lars.cli import main; sys.argv[0] = 'gradient-lars'; main()"
     process = subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, text=True)
     try:
         while process.poll() is None and not (folder / "results.csv").exists():
