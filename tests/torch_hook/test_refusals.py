@@ -115,13 +115,13 @@ def test_fsdp1(use_orig_params):
 
 
 @pytest.mark.usefixtures("process_group")
-def test_dtensor():
+def test_partial_dtensor():
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import DTensor, Partial
 
-    module = fully_shard(torch.nn.Linear(4, 4), mesh=init_device_mesh("cpu", (1,)))
-    with pytest.raises(ValueError, match="sharded parameter"):
-        add_hook(torch.optim.SGD(module.named_parameters(), lr=0.1), GradientLARS())
+    part = DTensor.from_local(torch.ones(3), init_device_mesh("cpu", (1,)), [Partial()])
+    with pytest.raises(ValueError, match="'a' in the placement .* still to be summed.*Redistribute it"):
+        add_hook(torch.optim.SGD([("a", torch.nn.Parameter(part))], lr=0.1), GradientLARS())
 
 
 def test_parameters_of_other_types():

@@ -11,6 +11,7 @@ from gradient_lars.torch import _dispatch
 from gradient_lars.torch._decay import AbsorbedDecay, decay_of
 from gradient_lars.torch._layers import ARRAYS, Layer, LossScale, check_own_gradients, is_plain, named_parameters
 from gradient_lars.torch._selection import Chosen, Selection
+from gradient_lars.torch._sharding import gradient_like, is_dtensor, local
 from gradient_lars.torch.rates import LayerRates
 
 Group = dict[str, Any]
@@ -68,7 +69,7 @@ class LarsAction:
         decays = self._decays(optimizer)
         if self._absorbed is not None:
             self._absorbed.take([group for group, _, _ in decays if group.get("weight_decay")])
-        return lambda: self._run(decays, LossScale.of(optimizer))
+        return lambda: self._run(optimizer, decays)
 
     def _decays(self, optimizer: torch.optim.Optimizer) -> list[tuple[Group, list[tuple[str, Tensor]], float]]:
         """Return the groups that the hook acts on, with what it acts on there and the decay."""
@@ -87,20 +88,42 @@ class LarsAction:
             decays.append((groups[i], named, decay_of(self._hook.weight_decay, groups[i], absorb=absorb)))
         return decays
 
-    def _run(self, decays: list[tuple[Group, list[tuple[str, Tensor]], float]], loss_scale: LossScale) -> None:
+    def _run(
+        self, optimizer: torch.optim.Optimizer, decays: list[tuple[Group, list[tuple[str, Tensor]], float]]
+    ) -> None:
+        sharding = self._chosen.sharding if self._chosen is not None else None
         layers: list[Layer] = []
         for group, named, decay in decays:
             sign = -1 if group.get("maximize") else 1
             for name, param in named:
                 grad = param.grad
-                if grad is not None:
-                    if not is_plain(param, grad):
-                        ARRAYS.check(param, grad, decay, f"`param.grad` of {name!r}")
-                    layers.append(Layer(name, param, grad, decay, sign))
+                if grad is None:
+                    continue
+                piece = None
+                if sharding is not None and (is_dtensor(param) or is_dtensor(grad)):
+                    piece = sharding.piece(param)
+                    param, grad = _pieces(name, param, grad)
+                if not is_plain(param, grad):
+                    ARRAYS.check(param, grad, decay, f"`param.grad` of {name!r}")
+                layers.append(Layer(name, param, grad, decay, sign, piece))
         check_own_gradients(layers)
         parts = []
-        if layers:
+        # Where nothing has a gradient here, other ranks may wait for this one's word all the same.
+        if layers or sharding:
             rescale = _dispatch.rescale_with(self._path, layers)
             with torch.no_grad():
-                parts = rescale(layers, loss_scale, threshold=self._hook.threshold, eps=self._hook.eps)
+                parts = rescale(
+                    layers, LossScale.of(optimizer), sharding, threshold=self._hook.threshold, eps=self._hook.eps
+                )
         self.rates = LayerRates([layer.name for layer in layers], parts)
+
+
+def _pieces(name: str, param: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Return this rank's pieces of a parameter and its gradient.
+
+    A gradient that is distributed otherwise is redistributed first, and stays so: the optimizer needs it like that too.
+    """
+    same = gradient_like(name, param, grad)
+    if same is not grad:
+        param.grad = same
+    return local(param), local(same)

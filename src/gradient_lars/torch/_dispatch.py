@@ -40,6 +40,8 @@ def check_path(path: str | None) -> None:
 
 def rescale_with(path: str | None, layers: list[Layer]) -> Rescale:
     """Return the function of the hook's path to take for `layers`."""
+    if not layers:
+        return _loop.rescale
     return _HOOK_PATHS[path or hook_path(layers[0].param.device)]
 
 
@@ -108,6 +110,8 @@ def _interpreting() -> bool:
 
 def _why_not_triton(layers: list[LarsLayer]) -> str | None:
     """Return why Triton's kernels cannot take `layers`, or None."""
+    if any(layer.piece is not None for layer in layers):
+        return "some parameters are sharded"
     devices = {layer.param.device.type for layer in layers}
     for device in devices:
         if device != "cuda" and not (device == "cpu" and _interpreting()):

@@ -9,31 +9,46 @@ from torch import Tensor
 from gradient_lars import _formula
 from gradient_lars.torch._layers import ARRAYS, Layer, LossScale
 from gradient_lars.torch._norms import norms
+from gradient_lars.torch._sharding import LocalNorms, Sharding
 from gradient_lars.torch.rates import Norms
 
 
-def rescale(layers: list[Layer], loss_scale: LossScale, *, threshold: float, eps: float) -> list[Norms]:
+def rescale(
+    layers: list[Layer], loss_scale: LossScale, sharding: Sharding | None, *, threshold: float, eps: float
+) -> list[Norms]:
     """Rescale the gradients of `layers` in place and return their norms and rates."""
     buckets: defaultdict[Hashable, list[int]] = defaultdict(list)
     for i, layer in enumerate(layers):
         param, grad = layer.param, layer.grad
         key = (param.device, param.dtype, grad.device, grad.dtype, layer.weight_decay, layer.sign)
         buckets[key].append(i)
-    return [
-        _rescale_bucket(places, [layers[i] for i in places], loss_scale, threshold=threshold, eps=eps)
-        for places in buckets.values()
+    members = [[layers[i] for i in places] for places in buckets.values()]
+    pairs = [
+        (
+            norms([layer.param.detach() for layer in bucket]),
+            loss_scale.unscaled(norms([layer.grad for layer in bucket])),
+        )
+        for bucket in members
     ]
+    if sharding:
+        parts = [
+            LocalNorms([layer.piece for layer in bucket], *pair) for bucket, pair in zip(members, pairs, strict=True)
+        ]
+        pairs, loss_scale = loss_scale.agreed(sharding, parts)
+    found = []
+    for places, bucket, (p_norm, g_norm) in zip(buckets.values(), members, pairs, strict=True):
+        rate = _formula.rate(
+            p_norm, g_norm, threshold=threshold, weight_decay=bucket[0].weight_decay, eps=eps, where=torch.where
+        )
+        _rescale_bucket(bucket, loss_scale, rate)
+        found.append(Norms(places, p_norm, g_norm, rate, threshold))
+    return found
 
 
 @torch.no_grad()
-def _rescale_bucket(
-    places: list[int], layers: list[Layer], loss_scale: LossScale, *, threshold: float, eps: float
-) -> Norms:
+def _rescale_bucket(layers: list[Layer], loss_scale: LossScale, rate: Tensor) -> None:
     params = [layer.param.detach() for layer in layers]
     weight_decay = layers[0].weight_decay
-    p_norm = norms(params)
-    g_norm = loss_scale.unscaled(norms([layer.grad for layer in layers]))
-    rate = _formula.rate(p_norm, g_norm, threshold=threshold, weight_decay=weight_decay, eps=eps, where=torch.where)
     factor, decay = loss_scale.applied(rate, layers[0].sign * weight_decay)
 
     targets = [layer.target for layer in layers]
@@ -50,7 +65,6 @@ def _rescale_bucket(
             target.copy_(result)
     elif not as_stored:
         torch._foreach_copy_(targets, wide)
-    return Norms(places, p_norm, g_norm, rate, threshold)
 
 
 def _workable(tensor: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from gradient_lars import _formula
 from gradient_lars.torch._layers import ARRAYS, LossScale
 from gradient_lars.torch._norms import norms
+from gradient_lars.torch._sharding import LocalNorms, Piece, Sharding
 from gradient_lars.torch.rates import Norms
 
 Group = dict[str, Any]
@@ -27,7 +28,10 @@ def scalar_lr(group: Group) -> float | Tensor:
 
 @dataclass(slots=True)
 class LarsLayer:
-    """One parameter with its gradient and state; `fresh` says that the momentum was made for this step."""
+    """One parameter with its gradient and state; `fresh` says that the momentum was made for this step.
+
+    Of a sharded parameter, the tensors are this rank's pieces and `piece` says where these belong.
+    """
 
     name: str
     param: Tensor
@@ -37,6 +41,7 @@ class LarsLayer:
     group: Group
     adapted: bool
     fresh: bool
+    piece: Piece | None = None
 
     @property
     def weights(self) -> Tensor:
@@ -84,23 +89,40 @@ Update = Callable[[Bucket, Tensor, LossScale, Tensor | None], None]
 
 
 def lars(
-    layers: list[LarsLayer], loss_scale: LossScale, *, update: Update, together: bool, skip_nonfinite: bool
+    layers: list[LarsLayer],
+    loss_scale: LossScale,
+    *,
+    update: Update,
+    together: bool,
+    skip_nonfinite: bool,
+    sharding: Sharding | None = None,
 ) -> tuple[list[Norms], Tensor | None]:
     """Take one step of `layers` in place.
 
     Args:
-        layers: parameters, gradients and state, at least one; parameters, master copies and momenta change.
+        layers: parameters, gradients and state; parameters, master copies and momenta change.
         loss_scale: what GradScaler has left in the gradients.
         update: how a bucket is updated, once its rates are known.
         together: whether layers that share device, types and settings are taken together.
         skip_nonfinite: leave everything as it is if any gradient has an infinity or NaN.
+        sharding: of the optimizer's parameters, if any is sharded.
 
     Returns:
         Norms and rates, and whether the step was skipped: a bool tensor on the device, or None if it could not be.
+
+    Raises:
+        RuntimeError: the ranks disagree about which layers have gradients; nothing was changed then.
     """
     together_now = buckets(layers, together=together)
-    found = [figures(bucket, loss_scale) for bucket in together_now]
-    skip = _skip(found, loss_scale, skip_nonfinite=skip_nonfinite)
+    pairs = [_norms(bucket, loss_scale) for bucket in together_now]
+    skip = _skip([g_norm for _, g_norm in pairs], loss_scale, skip_nonfinite=skip_nonfinite)
+    if sharding:
+        parts = [
+            LocalNorms([layer.piece for layer in bucket.layers], *pair)
+            for bucket, pair in zip(together_now, pairs, strict=True)
+        ]
+        pairs, skip = sharding.whole(parts, skip)
+    found = [_figures(bucket, *pair) for bucket, pair in zip(together_now, pairs, strict=True)]
     for bucket, figure in zip(together_now, found, strict=True):
         here = None if skip is None else skip.to(figure.rate.device, non_blocking=True)
         update(bucket, figure.rate, loss_scale, here)
@@ -120,12 +142,19 @@ def buckets(layers: list[LarsLayer], *, together: bool) -> list[Bucket]:
 
 
 def figures(bucket: Bucket, loss_scale: LossScale) -> Norms:
-    """Return norms and rates of a bucket's layers."""
+    """Return norms and rates of a bucket's layers, which are not sharded."""
+    return _figures(bucket, *_norms(bucket, loss_scale))
+
+
+def _norms(bucket: Bucket, loss_scale: LossScale) -> tuple[Tensor, Tensor]:
+    p_norm = norms([layer.values for layer in bucket.layers])
+    return p_norm, loss_scale.unscaled(norms([layer.grad for layer in bucket.layers]))
+
+
+def _figures(bucket: Bucket, p_norm: Tensor, g_norm: Tensor) -> Norms:
     group = bucket.group
     # A layer that is not to be adapted has no weights above an infinite threshold.
     threshold = group["threshold"] if bucket.layers[0].adapted else _formula.INFINITY
-    p_norm = norms([layer.values for layer in bucket.layers])
-    g_norm = loss_scale.unscaled(norms([layer.grad for layer in bucket.layers]))
     rate = _formula.rate(
         p_norm,
         g_norm,
@@ -141,16 +170,20 @@ def figures(bucket: Bucket, loss_scale: LossScale) -> Norms:
     return Norms(bucket.places, p_norm, g_norm, rate, threshold)
 
 
-def _skip(figures: list[Norms], loss_scale: LossScale, *, skip_nonfinite: bool) -> Tensor | None:
+def _skip(g_norms: list[Tensor], loss_scale: LossScale, *, skip_nonfinite: bool) -> Tensor | None:
     """Return whether the step must change nothing, on the first layer's device."""
-    device = figures[0].g_norm.device
     bad = []
-    if loss_scale.found_inf is not None:
-        bad.append(loss_scale.found_inf.reshape(()).to(device, non_blocking=True) != 0)
     if skip_nonfinite:
         # A norm is finite only if every entry is.
-        bad += [(~torch.isfinite(figure.g_norm)).any().to(device, non_blocking=True) for figure in figures]
-    return torch.stack(bad).any() if bad else None
+        bad += [(~torch.isfinite(g_norm)).any() for g_norm in g_norms]
+        # Asked for also where no layer has a gradient here, but others' may be infinite.
+        bad = bad or [torch.zeros((), dtype=torch.bool)]
+    if loss_scale.found_inf is not None:
+        bad.append(loss_scale.found_inf.reshape(()) != 0)
+    if not bad:
+        return None
+    device = g_norms[0].device if g_norms else bad[-1].device
+    return torch.stack([flag.to(device, non_blocking=True) for flag in bad]).any()
 
 
 def single_tensor_update(bucket: Bucket, rate: Tensor, loss_scale: LossScale, skip: Tensor | None) -> None:

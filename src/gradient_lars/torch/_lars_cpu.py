@@ -16,6 +16,7 @@ from gradient_lars import _formula
 from gradient_lars.torch import _lars
 from gradient_lars.torch._lars import Bucket, LarsLayer, multi_tensor_update
 from gradient_lars.torch._layers import ARRAYS, LossScale
+from gradient_lars.torch._sharding import Sharding
 from gradient_lars.torch.rates import Norms
 
 # ``dampening = 1 - gain`` holds the gain to 1e-16, which for a smaller one is not the type's precision any more.
@@ -27,16 +28,27 @@ BLOCK = 4096
 _IS_NEG: Any = Tensor.is_neg
 
 
-def lars(layers: list[LarsLayer], loss_scale: LossScale, *, skip_nonfinite: bool) -> tuple[list[Norms], Tensor | None]:
+def lars(
+    layers: list[LarsLayer], loss_scale: LossScale, *, skip_nonfinite: bool, sharding: Sharding | None = None
+) -> tuple[list[Norms], Tensor | None]:
     """Take one step of `layers` in place; see `_lars.lars`, of which this is the form for the CPU."""
     if torch.compiler.is_compiling():
         # The compiler makes kernels of its own, and has none for PyTorch's.
-        return _lars.lars(layers, loss_scale, update=multi_tensor_update, together=True, skip_nonfinite=skip_nonfinite)
-    # Whether to step at all is known after all norms only.
-    at_the_end = skip_nonfinite or loss_scale.scale is not None or loss_scale.found_inf is not None
+        return _lars.lars(
+            layers,
+            loss_scale,
+            update=multi_tensor_update,
+            together=True,
+            skip_nonfinite=skip_nonfinite,
+            sharding=sharding,
+        )
+    # Whether to step at all, and the norms of sharded layers, are known after all norms only.
+    at_the_end = sharding or skip_nonfinite or loss_scale.scale is not None or loss_scale.found_inf is not None
     # The clipping divides by a learning rate that may be zero, which tensors can and numbers cannot.
     if at_the_end or any(layer.group["trust_clip"] for layer in layers):
-        return _lars.lars(layers, loss_scale, update=update, together=True, skip_nonfinite=skip_nonfinite)
+        return _lars.lars(
+            layers, loss_scale, update=update, together=True, skip_nonfinite=skip_nonfinite, sharding=sharding
+        )
     figures = []
     for bucket in _lars.buckets(layers, together=True):
         if supported(bucket.layers[0]):

@@ -1,6 +1,6 @@
 """The layers of one step: which parameters of an optimizer are rescaled, under what name and with what decay."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gradient_lars._arrays import TorchArrays
+from gradient_lars.torch._sharding import LocalNorms, Piece, Sharding, check_sharding
 
 ARRAYS = TorchArrays(torch)
 
@@ -17,6 +18,7 @@ class Layer:
     """One parameter with its gradient. `weight_decay` is >= 0; `sign` is -1 where the optimizer maximizes.
 
     An optimizer that maximizes negates the gradient; the decay has to survive that, so it enters with the sign turned.
+    Of a sharded parameter, `param` and `grad` are this rank's pieces and `piece` says where these belong.
     """
 
     name: str
@@ -24,6 +26,7 @@ class Layer:
     grad: Tensor
     weight_decay: float
     sign: int
+    piece: Piece | None = None
 
     @property
     def target(self) -> Tensor:
@@ -46,6 +49,21 @@ class LossScale:
     def of(cls, optimizer: torch.optim.Optimizer) -> "LossScale":
         """Read the two attributes that ``GradScaler.step`` sets on the optimizer for the time of one step."""
         return cls(getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None))
+
+    def agreed(
+        self, sharding: Sharding, parts: Sequence[LocalNorms]
+    ) -> "tuple[list[tuple[Tensor, Tensor]], LossScale]":
+        """Return norms of whole layers from those of the pieces, and the overflow that the ranks have agreed on.
+
+        It also enters into `found_inf` itself, by which the optimizer decides whether to step.
+        """
+        overflow = None if self.found_inf is None else self.found_inf != 0
+        pairs, stop = sharding.whole(parts, overflow)
+        if stop is None:
+            return pairs, self
+        if self.found_inf is not None:
+            self.found_inf.copy_(stop, non_blocking=True)
+        return pairs, LossScale(self.scale, stop.to(torch.float32))
 
     def unscaled(self, g_norm: Tensor) -> Tensor:
         """Return the norm of the gradient without the scale."""
@@ -109,8 +127,4 @@ def check_parameter(name: str, param: Tensor) -> None:
             f"`optimizer` holds {name!r}, a parameter that FSDP1 has flattened: its layers, and so their norms, are "
             "gone. Shard with FSDP2 (`torch.distributed.fsdp.fully_shard`), which keeps every layer."
         )
-    if hasattr(param, "full_tensor"):
-        raise ValueError(
-            f"`optimizer` holds {name!r}, a sharded parameter (DTensor): this version computes norms of whole "
-            "parameters only. Use DistributedDataParallel, or restrict the hook with `params`."
-        )
+    check_sharding(name, param)

@@ -1,5 +1,6 @@
 """The `params` argument: a hook restricted to some parameters, by an iterable or by a predicate."""
 
+import itertools
 import operator
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gradient_lars.torch._layers import check_parameter, named_parameters
+from gradient_lars.torch._sharding import Sharding
 
 Predicate = Callable[[str, Tensor], bool]
 Params = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Predicate
@@ -74,6 +76,7 @@ class Chosen:
     Attributes:
         by_group: names and parameters, of the groups that have some.
         left_out: of each group the name of one parameter that is not selected, if there is one.
+        sharding: of the parameters that it acts on.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, selection: Selection) -> None:
@@ -88,6 +91,7 @@ class Chosen:
             else:
                 self.left_out[i] = name
         selection.check_complete(sum(map(len, self.by_group.values())))
+        self.sharding = Sharding(itertools.chain(*self.by_group.values()))
         self._held = _held(optimizer.param_groups)
 
     def holds_for(self, groups: list[dict[str, Any]]) -> bool:

@@ -12,6 +12,7 @@ from gradient_lars.torch import _dispatch, _lars_state
 from gradient_lars.torch._lars import LarsLayer
 from gradient_lars.torch._layers import ARRAYS, LossScale, check_parameter, named_parameters
 from gradient_lars.torch._settings import check_group, check_switches, check_whole_optimizer
+from gradient_lars.torch._sharding import Sharding, gradient_like, is_dtensor, local
 from gradient_lars.torch.rates import LayerRates
 
 _FIGURES = ("p_norm", "g_norm", "rate")
@@ -26,6 +27,7 @@ class LastStep:
     rates: LayerRates | None = None
     skipped: Tensor | None = None
     fused: _dispatch.FusedStep | None = None
+    sharding: Sharding | None = None
 
 
 class LARS(torch.optim.Optimizer):
@@ -244,13 +246,16 @@ class LARS(torch.optim.Optimizer):
             last.rates = last.fused.step(self, LossScale.of(self), last)
             return
         figures: list[Any] = []
-        if layers:
+        # Where nothing has a gradient here, other ranks may wait for this one's word all the same.
+        if layers or last.sharding:
             try:
                 take = _dispatch.lars_path(layers)
+                figures, skip = take(
+                    layers, LossScale.of(self), skip_nonfinite=self.skip_nonfinite, sharding=last.sharding
+                )
             except RuntimeError:
                 self._forget_fresh(layers)
                 raise
-            figures, skip = take(layers, LossScale.of(self), skip_nonfinite=self.skip_nonfinite)
             if skip is not None and self.skip_nonfinite:
                 if self._last.skipped is None:
                     self._last.skipped = torch.zeros((), dtype=torch.int64, device=skip.device)
@@ -274,25 +279,46 @@ class LARS(torch.optim.Optimizer):
     def _layers(self) -> list[LarsLayer]:
         layers = []
         found = [(*item, item[3].grad) for item in named_parameters(self)]
+        sharding = self._sharding([(name, param) for _, name, _, param, _ in found])
         # All are looked at before any state is made.
-        for _, name, _, _, grad in found:
-            if grad is not None and grad.layout is not torch.strided:
+        for i, (group, name, own_name, param, grad) in enumerate(found):
+            if grad is None:
+                continue
+            if grad.layout is not torch.strided:
                 raise ValueError(
                     f"`param.grad` of {name!r} is sparse, which LARS does not take. Use a dense gradient "
                     "(`sparse=False` in nn.Embedding), or torch.optim.SGD with `add_hook`."
                 )
+            if is_dtensor(param) or is_dtensor(grad):
+                if group["differentiable"]:
+                    raise ValueError(
+                        f"`differentiable` cannot be had for {name!r}, a sharded parameter (DTensor). Leave it out."
+                    )
+                found[i] = (group, name, own_name, param, gradient_like(name, param, grad))
         for group, name, _, param, grad in found:
             if grad is None:
                 continue
             adapted = param.dim() >= 2 if group["adapt"] is None else bool(group["adapt"])
             master = self._master(param)
             momentum, fresh = self._momentum(param, group)
+            piece = sharding.piece(param)
+            if is_dtensor(param):
+                param, grad = local(param), local(grad)
+                momentum = None if momentum is None else local(momentum)
+                master = None if master is None else local(master)
             if param.is_complex():
                 param, grad = torch.view_as_real(param), torch.view_as_real(grad.resolve_conj())
                 momentum = None if momentum is None else torch.view_as_real(momentum)
                 master = None if master is None else torch.view_as_real(master)
-            layers.append(LarsLayer(name, param, grad, momentum, master, group, adapted, fresh))
+            layers.append(LarsLayer(name, param, grad, momentum, master, group, adapted, fresh, piece))
         return layers
+
+    def _sharding(self, named: list[tuple[str, Tensor]]) -> Sharding:
+        """Return how the parameters are sharded, as it was found out when there were others last."""
+        sharding = self._last.sharding
+        if sharding is None or not sharding.holds_for([param for _, param in named]):
+            sharding = self._last.sharding = Sharding(named)
+        return sharding
 
     def _master(self, param: Tensor) -> Tensor | None:
         dtype = ARRAYS.wide_dtype(param.dtype)

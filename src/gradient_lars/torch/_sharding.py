@@ -1,0 +1,266 @@
+"""Sharded parameters (DTensors): this rank's piece of each, and norms of the whole from one collective a device mesh.
+
+A step computes the norms of the pieces. Their squares, two numbers a layer, are added up over the ranks that hold
+pieces of the same tensors; where a mesh dimension holds copies, only the first copy is counted. Parameters that are not
+sharded take no part, so that a step without DTensors communicates nothing.
+"""
+
+import math
+import operator
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, TypeGuard
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from gradient_lars.torch._flags import FetchedFlags
+
+# What a rank without a gradient for a layer enters in place of the two squares: where some ranks have one and others
+# none, the sums show it, because no sum of squares is negative.
+NO_P, NO_G = -float("inf"), -1.0
+
+PLAIN = (Tensor, torch.nn.Parameter)
+
+
+class Piece(NamedTuple):
+    """Where a sharded layer stands in the sums: which mesh, which slot there, and whether this rank's piece counts."""
+
+    mesh: int
+    slot: int
+    counted: bool
+
+
+class LocalNorms(NamedTuple):
+    """Norms of what this rank holds of some layers, as vectors, and where each layer stands; None if it is whole."""
+
+    pieces: Sequence[Piece | None]
+    p_norm: Tensor
+    g_norm: Tensor
+
+
+def is_dtensor(tensor: Any) -> "TypeGuard[Any]":
+    """Return whether `tensor` is a DTensor; without importing what makes them, which takes long."""
+    if type(tensor) in PLAIN:
+        return False
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Return this rank's piece of a DTensor, sharing its memory; another tensor as it is."""
+    if not is_dtensor(tensor):
+        return tensor
+    piece: Any = tensor._local_tensor
+    if type(piece) is not Tensor and hasattr(piece, "wait"):  # a collective that is still on its way
+        piece = piece.wait()
+    found: Tensor = piece
+    return found
+
+
+def check_sharding(name: str, param: Tensor) -> None:
+    """Raise ValueError if `param` is a DTensor without a norm: sums that are still to be added up."""
+    if is_dtensor(param) and any(placement.is_partial() for placement in param.placements):
+        raise ValueError(
+            f"`optimizer` holds {name!r} in the placement {param.placements}: its values are still to be summed over "
+            "the ranks. Redistribute it to Shard or Replicate."
+        )
+
+
+def gradient_like(name: str, param: Tensor, grad: Tensor) -> Tensor:
+    """Return `grad` as a tensor that is distributed as `param` is, summed over the ranks if it still is to be.
+
+    Raises:
+        ValueError: only one of the two is a DTensor, or they are on different meshes.
+    """
+    if is_dtensor(param) != is_dtensor(grad):
+        kinds = ("a DTensor", "a plain tensor") if is_dtensor(param) else ("a plain tensor", "a DTensor")
+        raise ValueError(
+            f"`param.grad` of {name!r} is {kinds[1]}, and the parameter {kinds[0]}. Distribute the gradient as the "
+            "parameter, for example with `torch.distributed.tensor.distribute_tensor`."
+        )
+    if not is_dtensor(param) or not is_dtensor(grad) or grad.placements == param.placements:
+        return grad
+    if grad.device_mesh != param.device_mesh:
+        raise ValueError(
+            f"`param.grad` of {name!r} is on {grad.device_mesh}, and the parameter on {param.device_mesh}. Distribute "
+            "both over one mesh."
+        )
+    with torch.no_grad():
+        same: Tensor = grad.redistribute(param.device_mesh, param.placements)
+    return same
+
+
+class _Mesh:
+    """The layers that are sharded over one device mesh, and the groups of ranks over which their sums are added up.
+
+    Args:
+        mesh: the device mesh.
+        members: names and parameters of the layers.
+    """
+
+    def __init__(self, mesh: Any, members: Sequence[tuple[str, Any]]) -> None:
+        self.names = [name for name, _ in members]
+        self.device = local(members[0][1]).device
+        self.flags = FetchedFlags()
+        self._mesh = mesh
+        self._joined: Any = None
+        placements = [param.placements for _, param in members]
+        self._dims = [i for i in range(mesh.ndim) if not all(where[i].is_replicate() for where in placements)]
+        self.size = math.prod(mesh.size(i) for i in self._dims)
+        first = [mesh.get_local_rank(i) == 0 for i in range(mesh.ndim)]
+        self.counted = [all(first[i] or not where[i].is_replicate() for i in self._dims) for where in placements]
+
+    def all_reduce(self, sums: Tensor) -> Tensor:
+        """Return `sums` added up over the ranks, on the device where they were."""
+        groups = self._groups()
+        # Parameters offloaded to the CPU belong to a mesh of GPUs, whose groups may not know the CPU.
+        known = all(sums.device.type in {device.type for device in group._device_types} for group in groups)
+        there = sums if known else sums.to(self._mesh.device_type)
+        for group in groups:
+            dist.all_reduce(there, group=group)
+        return there.to(sums.device)
+
+    def _groups(self) -> list[Any]:
+        """Return the group of the ranks that differ from this one in the sharded dimensions only.
+
+        Or one group a dimension, where a new group would have to be made by all ranks of the job at once.
+        """
+        mesh, dims = self._mesh, self._dims
+        if len(dims) == 1:
+            return [mesh.get_group(dims[0])]
+        if self._joined is None:
+            world: Any = dist.group.WORLD
+            place = tuple(slice(None) if i in dims else mesh.get_local_rank(i) for i in range(mesh.ndim))
+            ranks = sorted(mesh.mesh[place].flatten().tolist())
+            if len(ranks) == world.size():
+                return [world]
+            if world.bound_device_id is not None:
+                return [mesh.get_group(i) for i in dims]
+            group = dist.new_group(ranks, use_local_synchronization=True)
+            self._joined = type(mesh).from_group(group, mesh.device_type)
+        return [self._joined.get_group()]
+
+
+class Sharding:
+    """The sharded ones among an optimizer's parameters.
+
+    Args:
+        named: names and parameters that the step may have gradients for, the same on all ranks.
+    """
+
+    def __init__(self, named: Iterable[tuple[str, Tensor]]) -> None:
+        self._held: list[Tensor] = []
+        found: dict[Any, list[tuple[str, Any]]] = {}
+        for name, param in named:
+            self._held.append(param)
+            if is_dtensor(param) and any(not placement.is_replicate() for placement in param.placements):
+                found.setdefault(param.device_mesh, []).append((name, param))
+        # A rank outside a mesh holds nothing of its tensors.
+        found = {mesh: members for mesh, members in found.items() if mesh.get_coordinate() is not None}
+        self._meshes = [_Mesh(mesh, members) for mesh, members in found.items()]
+        self._pieces = {
+            id(param): Piece(i, slot, mesh.counted[slot])
+            for i, (mesh, members) in enumerate(zip(self._meshes, found.values(), strict=True))
+            for slot, (_, param) in enumerate(members)
+        }
+
+    def __bool__(self) -> bool:
+        return bool(self._meshes)
+
+    def holds_for(self, params: Sequence[Tensor]) -> bool:
+        """Return whether this is of the same parameters."""
+        return len(params) == len(self._held) and all(map(operator.is_, params, self._held))
+
+    def piece(self, param: Tensor) -> Piece | None:
+        """Return where a parameter stands in the sums, or None if it is whole on every rank."""
+        return self._pieces.get(id(param))
+
+    def whole(
+        self, found: Sequence[LocalNorms], overflow: Tensor | None
+    ) -> tuple[list[tuple[Tensor, Tensor]], Tensor | None]:
+        """Return the norms of whole layers from those of the pieces, and whether the step must change nothing.
+
+        Every rank of a mesh must call it in every step, whatever gradients it has.
+
+        Args:
+            found: the layers that have gradients here; those without a piece are handed through.
+            overflow: a bool that is true if this rank wants the step skipped, or None. Then all ranks skip it.
+
+        Returns:
+            Pairs of vectors as in `found`; and a bool on the first mesh's device, or None if nothing can stop the step.
+
+        Raises:
+            RuntimeError: some ranks have a gradient for a layer and others none. On a GPU, where the host does not wait
+                for the sums, such a step changes nothing and a later one raises.
+        """
+        self._raise_disagreement()
+        stops: list[Tensor] = []
+        totals: list[tuple[Sequence[Tensor], Sequence[Tensor]]] = []
+        for i, mesh in enumerate(self._meshes):
+            sums = self._sums(i, found, overflow)
+            odd = (sums[0] == NO_P) & (sums[1] != NO_G * mesh.size)
+            if overflow is not None:
+                # An overflow anywhere makes the first slot infinite, with or without a gradient there.
+                odd = odd & torch.isfinite(sums[1])
+                stops.append(~torch.isfinite(sums[1]).all())
+            if mesh.flags.send(odd):
+                self._raise_disagreement()
+            else:
+                stops.append(odd.any())
+            roots = sums.sqrt()
+            totals.append((roots[0].unbind(), roots[1].unbind()))
+        whole = [_replaced(part, totals) for part in found]
+        if not stops:
+            return whole, None
+        return whole, torch.stack([stop.to(stops[0].device, non_blocking=True) for stop in stops]).any()
+
+    def _sums(self, mesh_index: int, found: Sequence[LocalNorms], overflow: Tensor | None) -> Tensor:
+        """Return the sums of the squares over all ranks, shape (2, layers of the mesh), float64."""
+        mesh = self._meshes[mesh_index]
+        n = len(mesh.names)
+        p_squares = torch.full((n,), NO_P, dtype=torch.float64, device=mesh.device).unbind()
+        g_squares = torch.full((n,), NO_G, dtype=torch.float64, device=mesh.device).unbind()
+        entries = [*p_squares, *g_squares]
+        for part in found:
+            here = [(i, piece) for i, piece in enumerate(part.pieces) if piece is not None and piece.mesh == mesh_index]
+            if not here:
+                continue
+            squares = torch.stack([part.p_norm, part.g_norm]).to(torch.float64).square().to(mesh.device)
+            nothing = torch.zeros_like(squares[0, 0])
+            for i, piece in here:
+                entries[piece.slot] = squares[0, i] if piece.counted else nothing
+                entries[n + piece.slot] = squares[1, i] if piece.counted else nothing
+        sums = torch.stack(entries).view(2, n)
+        if overflow is not None:
+            stop = torch.where(overflow.reshape(()).to(mesh.device, non_blocking=True), float("inf"), 0.0)
+            sums[1, 0] += stop.to(torch.float64)
+        return mesh.all_reduce(sums)
+
+    def _raise_disagreement(self) -> None:
+        for mesh in self._meshes:
+            flags = mesh.flags.arrived()
+            odd = [repr(name) for name, flag in zip(mesh.names, flags, strict=False) if flag]
+            if odd:
+                shown = ", ".join(odd[:5]) + (f" and {len(odd) - 5} more" if len(odd) > 5 else "")
+                raise RuntimeError(
+                    f"the ranks disagree about `param.grad` of {shown}: some have a gradient and others have None. The "
+                    "norm of a sharded layer needs all its pieces. Give every rank a gradient, of zeros if need be, or "
+                    "None on all."
+                )
+
+
+def _replaced(part: LocalNorms, totals: list[tuple[Sequence[Tensor], Sequence[Tensor]]]) -> tuple[Tensor, Tensor]:
+    """Return the norms of a part with those of whole layers in place of those of pieces."""
+    if not any(part.pieces):
+        return part.p_norm, part.g_norm
+    columns = []
+    for which, norms in enumerate((part.p_norm, part.g_norm)):
+        own = norms.unbind()
+        whole = [
+            own[i] if piece is None else totals[piece.mesh][which][piece.slot].to(norms.device, norms.dtype)
+            for i, piece in enumerate(part.pieces)
+        ]
+        columns.append(torch.stack(whole))
+    return columns[0], columns[1]

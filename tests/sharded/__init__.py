@@ -1,0 +1,1 @@
+"""Sharded and distributed: several processes on the CPU, over gloo."""

@@ -1,0 +1,74 @@
+"""Running a function on several ranks: processes of this machine that torch.distributed connects over gloo."""
+
+import multiprocessing
+import os
+import tempfile
+import traceback
+import warnings
+
+SECONDS = 120
+
+# Forked from a server that has imported everything: a rank is there in some hundredths of a second.
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(
+    [
+        "torch.distributed.fsdp",
+        "torch.distributed.tensor.parallel",
+        "torch.distributed.checkpoint.state_dict",
+        "torch.distributed.optim",
+        "gradient_lars.torch",
+        "pytest",
+    ]
+)
+
+
+def on_ranks(ranks, function, *args):
+    """Return what `function(*args)` returns on each of `ranks` ranks; raise AssertionError if it raises on one.
+
+    Warnings are errors on the ranks too. A rank that ends without a word, or hangs, is told as well.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        pipes, processes = [], []
+        for rank in range(ranks):
+            here, there = _context.Pipe(duplex=False)
+            process = _context.Process(target=_rank, args=(there, rank, ranks, f"{folder}/store", function, args))
+            process.start()
+            there.close()
+            pipes.append(here)
+            processes.append(process)
+        try:
+            answers = [_answer(pipe, rank) for rank, pipe in enumerate(pipes)]
+        finally:
+            for process in processes:
+                process.join(1)
+                process.kill()
+    failures = [f"rank {rank}:\n{text}" for rank, (fine, text) in enumerate(answers) if not fine]
+    assert not failures, "\n".join(failures)
+    return [result for _, result in answers]
+
+
+def _answer(pipe, rank):
+    try:
+        return pipe.recv() if pipe.poll(SECONDS) else (False, f"no answer within {SECONDS} s")
+    except EOFError:
+        return False, "ended without an answer"
+
+
+def _rank(pipe, rank, ranks, store, function, args):
+    import torch
+    from torch import distributed as dist
+
+    warnings.simplefilter("error")
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank)}
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
+    try:
+        answer = True, function(*args)
+    except BaseException:
+        answer = False, traceback.format_exc()
+    pipe.send(answer)
+    pipe.close()
+    # Others may still be in a collective with this one. What gloo leaves behind is not waited for.
+    if answer[0]:
+        dist.barrier()
+    os._exit(0)
