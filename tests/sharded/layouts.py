@@ -116,7 +116,7 @@ class Spread:
         return value if mesh is None else distribute_tensor(value, mesh, where)
 
     def _gradient(self, i, grad):
-        mesh, where = self.places[i]
+        mesh, _ = self.places[i]
         if mesh is None or not self.partial:
             return self._placed(i, grad)
         # Each rank holds a part of the sum, and the parts differ.
