@@ -113,7 +113,7 @@ class Spread:
 
     def _placed(self, i, value):
         mesh, where = self.places[i]
-        return value if mesh is None else distribute_tensor(value, mesh, where)
+        return value if mesh is None else distribute_tensor(value, mesh, where, src_data_rank=None)
 
     def _gradient(self, i, grad):
         mesh, _ = self.places[i]

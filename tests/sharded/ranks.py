@@ -3,10 +3,12 @@
 import multiprocessing
 import os
 import tempfile
+import time
 import traceback
 import warnings
+from multiprocessing import connection
 
-SECONDS = 120
+SECONDS = 60
 
 # Forked from a server that has imported everything: a rank is there in some hundredths of a second.
 _context = multiprocessing.get_context("forkserver")
@@ -37,7 +39,7 @@ def on_ranks(ranks, function, *args):
             pipes.append(here)
             processes.append(process)
         try:
-            answers = [_answer(pipe, rank) for rank, pipe in enumerate(pipes)]
+            answers = _answers(pipes)
         finally:
             for process in processes:
                 process.join(1)
@@ -47,11 +49,20 @@ def on_ranks(ranks, function, *args):
     return [result for _, result in answers]
 
 
-def _answer(pipe, rank):
-    try:
-        return pipe.recv() if pipe.poll(SECONDS) else (False, f"no answer within {SECONDS} s")
-    except EOFError:
-        return False, "ended without an answer"
+def _answers(pipes):
+    """Return every rank's answer; once one has failed, the others, which may wait for it, get two seconds more."""
+    answers = dict.fromkeys(pipes, (False, "no answer"))
+    waiting, until = list(pipes), time.monotonic() + SECONDS
+    while waiting and (ready := connection.wait(waiting, until - time.monotonic())):
+        for pipe in ready:
+            waiting.remove(pipe)
+            try:
+                answers[pipe] = pipe.recv()
+            except EOFError:
+                answers[pipe] = False, "ended without an answer"
+            if not answers[pipe][0]:
+                until = min(until, time.monotonic() + 2)
+    return list(answers.values())
 
 
 def _rank(pipe, rank, ranks, store, function, args):
