@@ -205,12 +205,12 @@ class Sharding:
                 # An overflow anywhere makes the first slot infinite, with or without a gradient there.
                 odd = odd & torch.isfinite(sums[1])
                 stops.append(~torch.isfinite(sums[1]).all())
-            if mesh.flags.send(odd):
-                self._raise_disagreement()
-            else:
+            if not mesh.flags.send(odd):
                 stops.append(odd.any())
             roots = sums.sqrt()
             totals.append((roots[0].unbind(), roots[1].unbind()))
+        # After all collectives: a rank that raised between two of them would leave others waiting.
+        self._raise_disagreement()
         whole = [_replaced(part, totals) for part in found]
         if not stops:
             return whole, None
