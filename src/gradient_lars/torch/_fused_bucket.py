@@ -42,8 +42,8 @@ class Bucket:
         self.staged = [pair for layer in layers for pair in layer.staged]
         self._kernels = kernels
         types = [None if dtype is None else kernels.TYPES[dtype] for dtype in (*layers[0].types, self.wide_dtype)]
-        self._norm_types = (types[0], types[1], types[4], carry, tables.CHUNK, BLOCK)
-        self._update_types = (*types, carry, tables.CHUNK, BLOCK, REDUCE)
+        self._norm_types = (types[0], types[1], types[4], carry, tables.CHUNK, BLOCK, kernels.LAYOUT)
+        self._update_types = (*types, carry, tables.CHUNK, BLOCK, REDUCE, kernels.LAYOUT)
 
         sizes = [tables.chunks_of(layer.weights.numel()) for layer in layers]
         first = [0]
