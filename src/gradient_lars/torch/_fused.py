@@ -138,6 +138,23 @@ class Fused:
                     bucket.look()
         return self._rates(present, figures)
 
+    def forget_unstarted(self, optimizer: torch.optim.Optimizer) -> None:
+        """Drop momenta in which there is no step yet, all having been skipped: the next one is then the first.
+
+        Waits for the device, but only until all layers have started, and where a dampening makes a difference.
+        """
+        fresh = [layer for layer in self._layers if layer.fresh and self._groups[layer.group_index]["dampening"]]
+        # A captured graph goes on with the momentum it knows.
+        if not fresh or self._kept or _capturing(self._buckets[0].device):
+            return
+        for layer in (layer for bucket in self._buckets for layer in bucket.unstarted()):
+            state = optimizer.state.get(layer.param, {})
+            # Not what somebody has put there since.
+            if "momentum_buffer" in state and not state["momentum_buffer"].any():
+                del state["momentum_buffer"]
+        for layer in self._layers:
+            layer.fresh = False
+
     def _still_valid(self, optimizer: torch.optim.Optimizer) -> bool:
         groups = optimizer.param_groups
         if groups is not self._groups or _options(optimizer) != self._options:

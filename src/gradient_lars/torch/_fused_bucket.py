@@ -136,6 +136,12 @@ class Bucket:
         if not capturing and self.stale:
             self.stale = {i for i in self.stale if self._pointers[i] == tables.ABSENT}
 
+    def unstarted(self) -> list[FusedLayer]:
+        """Return the layers whose momentum holds no step yet; waits for the device."""
+        layers = len(self.layers)
+        started, taken = (self.marks[mark * layers : (mark + 1) * layers] for mark in (Mark.STARTED, Mark.TAKEN))
+        return [layer for layer, is_on in zip(self.layers, (started | taken).tolist(), strict=True) if not is_on]
+
     def look(self) -> None:
         """Warn of layers that were marked as edited, once the marks have arrived."""
         if self._looking is not None:
