@@ -1,10 +1,12 @@
 """GradScaler and steps that are skipped, decided and counted on the device."""
 
+import copy
+
 import pytest
 import torch
 
-from fused.common import SETTINGS, fused, network, set_gradients, state_of, took_the_kernels
-from gradient_lars.torch import LARS
+from fused.common import SETTINGS, copied, fused, network, set_gradients, state_of, took_the_kernels
+from gradient_lars.torch import LARS, _fused, _fused_bucket
 from lars.expected import assert_same, expect
 from reference import assert_close
 from torch_cases import to_numpy
@@ -157,3 +159,93 @@ def test_a_small_network_with_an_overflow_ends_where_foreach_ends(device):
         ends.append([param.detach() for param in model.parameters()])
     for a, b in zip(*ends, strict=True):
         assert_close(to_numpy(a), to_numpy(b), "float32", factor=10)
+
+
+def _state_dict_of(optimizer, named):
+    optimizer.state_dict()
+    return optimizer, named
+
+
+def _other_storage(optimizer, named):
+    named[0][1].data = named[0][1].detach().clone()
+    return optimizer, named
+
+
+def _other_path(optimizer, named):
+    optimizer.param_groups[0].update(fused=False, foreach=True)
+    return optimizer, named
+
+
+def _resumed(optimizer, named):
+    twin = copied(named)
+    resumed = fused(twin, skip_nonfinite=True)
+    resumed.load_state_dict(optimizer.state_dict())
+    return resumed, twin
+
+
+def _deep_copy(optimizer, named):
+    params, twin = copy.deepcopy(([param for _, param in named], optimizer))
+    return twin, [(name, param) for (name, _), param in zip(named, params, strict=True)]
+
+
+@pytest.mark.parametrize("then", [_state_dict_of, _other_storage, _other_path, _resumed, _deep_copy])
+@pytest.mark.parametrize("skipped_first", [True, False])
+def test_the_first_step_taken_has_no_dampening_whatever_comes_before_it(skipped_first, then, device):
+    named = network(device, shapes=SHAPES)
+    optimizer = fused(named, dampening=0.25, skip_nonfinite=True)
+    set_gradients(named, 0)
+    if skipped_first:
+        named[1][1].grad[-1] = float("nan")
+    optimizer.step()
+    before = [param.detach().clone() for _, param in named]
+    momenta = [torch.zeros_like(param) for param in before]
+    if not skipped_first:
+        momenta = [optimizer.state[param]["momentum_buffer"].clone() for _, param in named]
+    optimizer, named = then(optimizer, named)
+    set_gradients(named, 1)
+    optimizer.step()
+    for (_, param), weights, momentum, rate in zip(named, before, momenta, optimizer.rates(), strict=True):
+        step = 0.5 * rate.rate * (param.grad + 0.125 * weights)
+        expected = 0.9 * momentum + (1.0 if skipped_first else 0.75) * step
+        assert_close(to_numpy(optimizer.state[param]["momentum_buffer"]), to_numpy(expected), "float32", factor=10)
+        assert_close(to_numpy(param), to_numpy(weights - expected), "float32", factor=10)
+    assert optimizer.skipped_steps == int(skipped_first)
+
+
+def test_what_somebody_puts_into_the_momentum_of_a_skipped_step_stays(device):
+    named = network(device, shapes=SHAPES)
+    optimizer = fused(named, dampening=0.25, skip_nonfinite=True)
+    set_gradients(named, 0, scale=float("nan"))
+    optimizer.step()
+    buffer = optimizer.state[named[0][1]]["momentum_buffer"]
+    buffer.fill_(2.0)
+    optimizer.state_dict()
+    assert optimizer.state[named[0][1]]["momentum_buffer"] is buffer
+    assert "momentum_buffer" not in optimizer.state[named[1][1]]
+
+
+def test_the_state_is_looked_at_until_all_have_started(device, monkeypatch):
+    named = network(device, shapes=SHAPES)
+    optimizer = fused(named, dampening=0.25)
+    set_gradients(named, 0)
+    optimizer.step()
+    optimizer.state_dict()
+    monkeypatch.setattr(_fused_bucket.Bucket, "unstarted", None)
+    optimizer.state_dict()
+    plain = fused(named)
+    plain.step()
+    plain.state_dict()
+
+
+def test_a_captured_step_keeps_its_momentum(device, monkeypatch):
+    if device != "cpu":
+        pytest.skip("a pretended capture")
+    named = network(device, shapes=SHAPES)
+    optimizer = fused(named, dampening=0.25, skip_nonfinite=True, capturable=True)
+    set_gradients(named, 0, scale=float("nan"))
+    optimizer.step()
+    with monkeypatch.context() as capture:
+        capture.setattr(_fused, "_capturing", lambda device: True)
+        optimizer.step()
+    optimizer.state_dict()
+    assert all("momentum_buffer" in optimizer.state[param] for _, param in named)

@@ -28,7 +28,7 @@ def compiled(kernel, target, types, carry, extras):
     constants = {"W": weights, "G": grad, "M": momentum, "LOW": low, "WIDE": wide}
     constants = {name: TYPES[value] for name, value in constants.items()}
     constants |= {"CARRY": carry, "CHUNK": _fused_tables.CHUNK, "BLOCK": _fused_bucket.BLOCK}
-    constants["REDUCE"] = _fused_bucket.REDUCE
+    constants |= {"REDUCE": _fused_bucket.REDUCE, "LAYOUT": _triton.LAYOUT}
     if not extras:
         constants |= dict.fromkeys(("scale_ptr", "found_inf_ptr", "bad_ptr", "skipped_ptr"))
     pointers = {"table_ptr": "*i64", "items_ptr": "*i32", "marks_ptr": "*i32", "scale_ptr": "*fp32"}
@@ -65,7 +65,8 @@ for carry in (True, False):
     norms = compiled(_triton.norms, target, types, carry, extras=carry)
     update = compiled(_triton.update, target, types, carry, extras=carry)
     found[str(carry)] = [facts(norms), facts(update)]
-print(json.dumps(found))
+compared = [name for kernel in (_triton.norms, _triton.update) for name, _ in kernel.used_global_vals]
+print(json.dumps([found, compared]))
 """
 
 TARGETS = [("cuda", 90), ("cuda", 75), ("hip", "gfx942")]
@@ -84,7 +85,10 @@ def test_compiles_to_wide_loads_without_spilling(mix, tmp_path):
     command = [sys.executable, str(script), json.dumps(mix)]
     result = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    for norms, update in json.loads(result.stdout).values():
+    found, compared = json.loads(result.stdout)
+    # Global names are compared at every launch.
+    assert compared == []
+    for norms, update in found.values():
         for facts in (norms, update):
             assert facts["spilled"] == 0
             assert facts["atomics"] == 0

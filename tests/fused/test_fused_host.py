@@ -76,7 +76,7 @@ def test_no_layer_is_built_while_it_is_going(stubs, device, monkeypatch):
         optimizer.step()
 
 
-def test_calls_of_a_step_grow_by_few_a_tensor(stubs, device):
+def test_no_more_calls_with_more_tensors(stubs, device):
     def calls(count):
         named, optimizer = _running(count, device)
         set_gradients(named, 1)
@@ -95,8 +95,8 @@ def test_calls_of_a_step_grow_by_few_a_tensor(stubs, device):
             gc.enable()
         return seen
 
-    # Address of weights, momentum and gradient, order of the gradient: what is called once a tensor.
-    assert (calls(400) - calls(100)) / 300 <= 6
+    # What is asked of each tensor is asked by `map` or within one call, not by a line of Python.
+    assert calls(400) == calls(100)
 
 
 def test_time_of_a_step(stubs, device):
@@ -106,8 +106,9 @@ def test_time_of_a_step(stubs, device):
         start = time.perf_counter()
         optimizer.step()
         times.append(time.perf_counter() - start)
-    # The goal is 0.3 ms on a GPU's host. Ten times that, for a machine that does other things as well.
-    assert min(times) < 3e-3
+    # The goal is 0.3 ms on a GPU's host, benchmarks/host_time.py tells what it is. Five times that, for a machine that
+    # does other things as well.
+    assert min(times) < 1.5e-3
 
 
 def test_no_synchronisation(stubs, device):

@@ -193,3 +193,31 @@ def test_a_flattened_parameter_is_not_added():
     with pytest.raises(ValueError, match="'layer1', a parameter that FSDP1 has flattened"):
         optimizer.add_param_group({"params": named[1:]})
     assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize("through", [copy.deepcopy, _saved_and_loaded])
+@pytest.mark.parametrize("path", PATHS)
+def test_the_count_of_skipped_steps_goes_on(path, through):
+    named = network()
+    optimizer = LARS(named, **SETTINGS, skip_nonfinite=True, **PATHS[path])
+    earlier = through(optimizer.state_dict())
+    advance(optimizer, named, 1)
+    for _ in range(2):
+        named[1][1].grad[0] = float("nan")
+        optimizer.step()
+    saved = through(optimizer.state_dict())
+    twin = _copied(named)
+    resumed = LARS(twin, 1.0, skip_nonfinite=True)
+    resumed.load_state_dict(saved)
+    assert resumed.skipped_steps == 2
+    set_gradients(twin, 1, scale=float("inf"))
+    resumed.step()
+    assert (resumed.skipped_steps, optimizer.skipped_steps, int(saved["skipped_steps"])) == (3, 2, 2)
+    # Back to where there was none; and SGD takes the state of a LARS as it takes its own.
+    resumed.load_state_dict(earlier)
+    assert resumed.skipped_steps == 0
+    sgd = torch.optim.SGD([param for _, param in twin], 0.1, momentum=0.9)
+    sgd.load_state_dict(saved)
+    sgd.step()
+    resumed.load_state_dict(sgd.state_dict())
+    assert resumed.skipped_steps == 0

@@ -80,6 +80,9 @@ class FusedStep(Protocol):
     def step(self, optimizer: Any, loss_scale: LossScale, count: Any) -> LayerRates | None:
         """Take a step; return its rates, or None if the tensors are others and nothing was done."""
 
+    def forget_unstarted(self, optimizer: Any) -> None:
+        """Drop momenta in which there is no step yet, all having been skipped: the next one is then the first."""
+
 
 def fused_step(layers: list[LarsLayer], optimizer: torch.optim.Optimizer) -> FusedStep | None:
     """Return the step by Triton's kernels, or None where another path is to be taken.

@@ -16,17 +16,16 @@ from torch import Tensor
 
 from gradient_lars import _formula
 from gradient_lars.torch._fused_bucket import Bucket
+from gradient_lars.torch._fused_gradients import Gradients
 from gradient_lars.torch._fused_layer import FusedLayer
 from gradient_lars.torch._fused_rates import FusedRates
-from gradient_lars.torch._fused_tables import ABSENT, ADAPTED, GROUP_SHIFT, lr_on, settings_row
+from gradient_lars.torch._fused_tables import ADAPTED, GROUP_SHIFT, lr_on, settings_row
 from gradient_lars.torch._fused_versions import Versions
 from gradient_lars.torch._lars import LarsLayer
 from gradient_lars.torch._layers import LossScale
 from gradient_lars.torch.rates import LayerRates
 
 _ADDRESS: Any = Tensor.data_ptr
-_STRIDE: Any = Tensor.stride
-_IS_CONTIGUOUS: Any = Tensor.is_contiguous
 _SETTINGS = itemgetter(
     "momentum", "dampening", "weight_decay", "nesterov", "trust_coefficient", "threshold", "eps", "adapt",
     "lr_in_momentum", "trust_clip", "min_rate", "max_rate", "maximize", "differentiable", "foreach", "fused",
@@ -75,7 +74,7 @@ class Fused:
             start = self._buckets[-1].stop if self._buckets else 0
             self._buckets.append(Bucket(members, start, blank, kernels, carry=carry))
         self._bad = {bucket.device: torch.zeros(1, dtype=torch.int32, device=bucket.device) for bucket in self._buckets}
-        self._thresholds: list[float] = []
+        self._thresholds: list[list[float]] = []
         self._lr_copied = [False] * len(groups)
         self._lr_kept: list[Any] = [None] * len(groups)
         self._kept: list[Any] = []
@@ -83,33 +82,26 @@ class Fused:
 
     def _remember(self, optimizer: torch.optim.Optimizer) -> None:
         """Note down every tensor that the step relies on."""
-        self._all_params = [param for group in self._groups for param in group["params"]]
+        self._group_params = [list(group["params"]) for group in self._groups]
         self._params = [layer.param for layer in self._layers]
         mine = set(map(id, self._params))
-        self._others = [param for param in self._all_params if id(param) not in mine]
-        self._states = list(optimizer.state.values())
-        self._with_momentum = [optimizer.state[la.param] for la in self._layers if la.momentum is not None]
-        self._with_master = [optimizer.state[la.param] for la in self._layers if la.low is not None]
-        self._addresses = self._read_addresses()
-        # Gradients whose type and strides are compared in lists; the others are looked at one by one.
-        grads = [param.grad for param in self._params]
-        self._single = [
-            i for i, (layer, grad) in enumerate(zip(self._layers, grads, strict=True)) if not layer.takes(grad)
-        ]
-        single = set(self._single)
-        self._common = [i for i in range(len(grads)) if i not in single]
-        self._contiguous = all(self._layers[i].weights.is_contiguous() for i in self._common)
-        common = [grad for grad in (grads[i] for i in self._common) if grad is not None]
-        self._strides = [grad.stride() for grad in common]
-        self._dtypes = [grad.dtype for grad in common]
+        self._others = [param for params in self._group_params for param in params if id(param) not in mine]
+        self._states = len(optimizer.state)
+        # How to read each kind of state tensor, and which states hold one; None says that all do.
+        self._in_state: list[tuple[Any, list[bool] | None]] = []
+        for name in ("momentum_buffer", "master"):
+            holding = [isinstance(state.get(name), Tensor) for state in optimizer.state.values()]
+            if any(holding):
+                self._in_state.append((itemgetter(name), None if all(holding) else holding))
+        self._addresses = self._read_addresses(optimizer)
+        self._gradients = Gradients(self._layers, [param.grad for param in self._params])
         self._versions = Versions(self._layers)
 
-    def _read_addresses(self) -> list[int]:
+    def _read_addresses(self, optimizer: torch.optim.Optimizer) -> list[int]:
         addresses = list(map(_ADDRESS, self._params))
-        if self._with_momentum:
-            addresses += map(_ADDRESS, [state["momentum_buffer"] for state in self._with_momentum])
-        if self._with_master:
-            addresses += map(_ADDRESS, [state["master"] for state in self._with_master])
+        for tensor_of, holding in self._in_state:
+            states = optimizer.state.values()
+            addresses += map(_ADDRESS, map(tensor_of, states if holding is None else compress(states, holding)))
         return addresses
 
     def step(self, optimizer: torch.optim.Optimizer, loss_scale: LossScale, count: SkipCount) -> LayerRates | None:
@@ -123,10 +115,10 @@ class Fused:
         if not self._still_valid(optimizer):
             return None
         grads = [param.grad for param in self._params]
-        prepared = self._gradient_addresses(grads)
-        if prepared is None:
+        found = self._gradients.addresses(grads)
+        if found is None:
             return None
-        pointers, copies = prepared
+        pointers, copies, present = found
         capturing = _capturing(self._buckets[0].device)
         if capturing and not all(group["capturable"] for group in self._groups):
             raise RuntimeError(NOT_CAPTURABLE)
@@ -139,12 +131,29 @@ class Fused:
         figures = self._launch(loss_scale, count, capturing=capturing)
         if capturing:
             self._kept += [figures, copies, list(self._lr_kept)]
-        self._versions.count(pointers)
+        self._versions.count(present)
         if not capturing:
             for bucket in self._buckets:
                 if bucket.carry:
                     bucket.look()
-        return self._rates(pointers, figures)
+        return self._rates(present, figures)
+
+    def forget_unstarted(self, optimizer: torch.optim.Optimizer) -> None:
+        """Drop momenta in which there is no step yet, all having been skipped: the next one is then the first.
+
+        Waits for the device, but only until all layers have started, and where a dampening makes a difference.
+        """
+        fresh = [layer for layer in self._layers if layer.fresh and self._groups[layer.group_index]["dampening"]]
+        # A captured graph goes on with the momentum it knows.
+        if not fresh or self._kept or _capturing(self._buckets[0].device):
+            return
+        for layer in (layer for bucket in self._buckets for layer in bucket.unstarted()):
+            state = optimizer.state.get(layer.param, {})
+            # Not what somebody has put there since.
+            if "momentum_buffer" in state and not state["momentum_buffer"].any():
+                del state["momentum_buffer"]
+        for layer in self._layers:
+            layer.fresh = False
 
     def _still_valid(self, optimizer: torch.optim.Optimizer) -> bool:
         groups = optimizer.param_groups
@@ -152,45 +161,17 @@ class Fused:
             return False
         if [(_STRUCTURE(group), group["momentum"] == 0) for group in groups] != self._structure:
             return False
-        params = [param for group in groups for param in group["params"]]
-        if len(params) != len(self._all_params) or not all(map(is_, params, self._all_params)):
+        for group, params in zip(groups, self._group_params, strict=True):
+            if len(group["params"]) != len(params) or not all(map(is_, group["params"], params)):
+                return False
+        if len(optimizer.state) != self._states:
             return False
-        if len(optimizer.state) != len(self._states) or not all(map(is_, optimizer.state.values(), self._states)):
-            return False
-        if any(param.grad is not None for param in self._others):
+        if any(map(is_not, [param.grad for param in self._others], repeat(None))):
             return False
         try:
-            addresses = self._read_addresses()
-        except KeyError:
-            return False
-        return addresses == self._addresses
-
-    def _gradient_addresses(self, grads: list[Tensor | None]) -> tuple[list[int], list[Tensor]] | None:
-        """Return the addresses of all gradients and the copies made of some, or None if one has another type."""
-        if not self._single and all(map(is_not, grads, repeat(None))) and self._as_before(grads):
-            return list(map(_ADDRESS, grads)), []
-        common = [grads[i] for i in self._common]
-        as_before = all(map(is_not, common, repeat(None))) and self._as_before(common)
-        single = set(self._single if as_before else range(len(grads)))
-        pointers, copies = [], []
-        for i, grad in enumerate(grads):
-            if grad is not None and i in single:
-                grad = self._layers[i].prepared(grad)
-                if grad is None:
-                    return None
-                copies.append(grad)
-            pointers.append(ABSENT if grad is None else grad.data_ptr())
-        return pointers, copies
-
-    def _as_before(self, grads: list[Any]) -> bool:
-        """Return whether gradients have the types and strides that the plan was made for."""
-        try:
-            if self._contiguous:
-                in_order = all(map(_IS_CONTIGUOUS, grads))
-            else:
-                in_order = list(map(_STRIDE, grads)) == self._strides
-            return in_order and [grad.dtype for grad in grads] == self._dtypes
-        except RuntimeError:  # a sparse gradient has no strides
+            # The states' tensors in the states' order: one that was replaced, or whose storage was, is elsewhere.
+            return self._read_addresses(optimizer) == self._addresses
+        except (KeyError, TypeError):
             return False
 
     def _enter_settings(self) -> None:
@@ -213,13 +194,13 @@ class Fused:
 
     def _enter_groups(self) -> None:
         """Enter which layers are adapted, and to which group each belongs."""
-        flags = []
-        self._thresholds = []
+        flags, thresholds = [], []
         for layer in self._layers:
             group = self._groups[layer.group_index]
             adapted = layer.param.dim() >= 2 if group["adapt"] is None else bool(group["adapt"])
             flags.append(layer.group_index << GROUP_SHIFT | (ADAPTED if adapted else 0))
-            self._thresholds.append(group["threshold"] if adapted else _formula.INFINITY)
+            thresholds.append(group["threshold"] if adapted else _formula.INFINITY)
+        self._thresholds = [thresholds[bucket.start : bucket.stop] for bucket in self._buckets]
         for bucket in self._buckets:
             bucket.set_group_flags(flags[bucket.start : bucket.stop])
 
@@ -252,21 +233,17 @@ class Fused:
             skipped = None
         return figures
 
-    def _rates(self, pointers: list[int], figures: list[Tensor]) -> LayerRates:
-        pattern = [pointer != ABSENT for pointer in pointers] if ABSENT in pointers else None
-        if self._listed is None or pattern != self._listed[0]:
-            self._listed = (pattern, *self._list(pattern))
+    def _rates(self, present: list[bool] | None, figures: list[Tensor]) -> LayerRates:
+        if self._listed is None or present != self._listed[0]:
+            self._listed = (present, *self._list(present))
         _, names, rows = self._listed
-        parts = zip(self._buckets, rows, figures, strict=True)
-        return FusedRates(
-            names,
-            [(*where, matrix, self._thresholds[bucket.start : bucket.stop]) for bucket, where, matrix in parts],
-        )
+        parts = zip(rows, figures, self._thresholds, strict=True)
+        return FusedRates(names, [(*where, matrix, thresholds) for where, matrix, thresholds in parts])
 
-    def _list(self, pattern: list[bool] | None) -> tuple[tuple[str, ...], list[tuple[list[int], list[int]]]]:
+    def _list(self, present: list[bool] | None) -> tuple[tuple[str, ...], list[tuple[list[int], list[int]]]]:
         """Return names of the layers that have a gradient, and per bucket their places among these and their rows."""
-        present = list(compress(self._layers, pattern)) if pattern else self._layers
-        in_order = sorted(present, key=lambda layer: layer.place)
+        layers = compress(self._layers, present) if present else self._layers
+        in_order = sorted(layers, key=lambda layer: layer.place)
         place_of = {layer.place: i for i, layer in enumerate(in_order)}
         rows = []
         for bucket in self._buckets:

@@ -42,8 +42,8 @@ class Bucket:
         self.staged = [pair for layer in layers for pair in layer.staged]
         self._kernels = kernels
         types = [None if dtype is None else kernels.TYPES[dtype] for dtype in (*layers[0].types, self.wide_dtype)]
-        self._norm_types = (types[0], types[1], types[4], carry, tables.CHUNK, BLOCK)
-        self._update_types = (*types, carry, tables.CHUNK, BLOCK, REDUCE)
+        self._norm_types = (types[0], types[1], types[4], carry, tables.CHUNK, BLOCK, kernels.LAYOUT)
+        self._update_types = (*types, carry, tables.CHUNK, BLOCK, REDUCE, kernels.LAYOUT)
 
         sizes = [tables.chunks_of(layer.weights.numel()) for layer in layers]
         first = [0]
@@ -135,6 +135,12 @@ class Bucket:
             self._p_sums.reverse()
         if not capturing and self.stale:
             self.stale = {i for i in self.stale if self._pointers[i] == tables.ABSENT}
+
+    def unstarted(self) -> list[FusedLayer]:
+        """Return the layers whose momentum holds no step yet; waits for the device."""
+        layers = len(self.layers)
+        started, taken = (self.marks[mark * layers : (mark + 1) * layers] for mark in (Mark.STARTED, Mark.TAKEN))
+        return [layer for layer, is_on in zip(self.layers, (started | taken).tolist(), strict=True) if not is_on]
 
     def look(self) -> None:
         """Warn of layers that were marked as edited, once the marks have arrived."""

@@ -69,12 +69,9 @@ class FusedLayer:
             staged,
         )
 
-    def takes(self, grad: Tensor | None) -> bool:
-        """Return whether the kernels can read `grad` as it is, and a later one whose type and strides are the same.
-
-        A gradient of one element may be the negated view of another, and nobody would see it from its strides.
-        """
-        if grad is None or self.param.is_complex() or self.staged or grad.numel() == 1:
+    def takes(self, grad: Tensor) -> bool:
+        """Return whether the kernels can read `grad` as it is."""
+        if self.param.is_complex() or self.staged or grad.layout is not torch.strided:
             return False
         return not grad.is_neg() and grad.dtype == self.grad_dtype and same_order(grad, self.weights)
 

@@ -7,6 +7,8 @@ change from step to step stands together at the end, so that one copy sends it.
 from array import array
 from collections.abc import Iterable, Sequence
 from enum import IntEnum, IntFlag
+from itertools import compress, count
+from operator import ne
 from typing import Any
 
 import torch
@@ -202,8 +204,9 @@ class Table:
         if old == new:
             return
         self._host_set(start, new)
-        differing = [i for i, (a, b) in enumerate(zip(old, new, strict=True)) if a != b]
-        first, last = start + differing[0], start + differing[-1] + 1
+        # From both ends up to what differs: where all gradients have moved, that is near.
+        first = start + next(compress(count(), map(ne, old, new)))
+        last = stop - next(compress(count(), map(ne, reversed(old), reversed(new))))
         if self._changed is not None:
             first, last = min(first, self._changed[0]), max(last, self._changed[1])
         self._changed = (first, last)

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable, Sequence
 from itertools import compress, repeat
+from operator import attrgetter
 
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from gradient_lars.torch._fused_layer import FusedLayer
-from gradient_lars.torch._fused_tables import ABSENT
+
+_VERSION = attrgetter("_version")
 
 
 class Versions:
@@ -28,7 +30,7 @@ class Versions:
         """Return the places of the layers whose weights were changed since the last step."""
         if not self.known:
             return set()
-        versions = [tensor._version for tensor in self._counted]
+        versions = list(map(_VERSION, self._counted))
         before, self._versions = self._versions, versions
         # Versions only grow, so that equal sums are equal versions.
         if sum(versions) == self._expected or not before:
@@ -36,14 +38,13 @@ class Versions:
         after = map(int.__add__, before, self._steps)
         return {i for i, (a, b) in enumerate(zip(versions, after, strict=False)) if a != b}
 
-    def count(self, pointers: list[int]) -> None:
-        """Count the step as a change in place of all weights whose gradient is at one of the `pointers`."""
+    def count(self, present: list[bool] | None) -> None:
+        """Count the step as a change in place of the weights that are `present`, all if None."""
         if not self.known:
             return
         counted, lows = self._counted, self._lows
         self._steps = repeat(1)
-        if ABSENT in pointers:
-            present = [pointer != ABSENT for pointer in pointers]
+        if present is not None:
             counted = list(compress(counted, present))
             lows = [la.param for la, here in zip(self._layers, present, strict=True) if here and la.low is not None]
             self._steps = [int(here) for here in present]
@@ -52,6 +53,6 @@ class Versions:
         self._expected = sum(self._versions) + len(counted)
         if self._read_again:
             # Parameters that are views of one tensor share a version, which then moves by more than one.
-            self._versions, self._steps = [tensor._version for tensor in self._counted], repeat(0)
+            self._versions, self._steps = list(map(_VERSION, self._counted)), repeat(0)
             self._read_again = sum(self._versions) != self._expected
             self._expected = sum(self._versions)

@@ -20,6 +20,15 @@ def load_wide(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> N
                 optimizer.state[param][name] = value.to(device=param.device, dtype=dtype)
 
 
+def skipped_in(state_dict: dict[str, Any], optimizer: torch.optim.Optimizer) -> torch.Tensor | None:
+    """Return the number of skipped steps that `state_dict` holds, where the parameters are, or None."""
+    skipped = state_dict.get("skipped_steps")
+    if skipped is None:
+        return None
+    device = next((param.device for group in optimizer.param_groups for param in group["params"]), None)
+    return torch.as_tensor(skipped).to(device=device, dtype=torch.int64, copy=True)
+
+
 def take_sgd_momentum(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> None:
     """Turn the momentum that SGD holds, which is without the learning rate, into that of `group`."""
     for param in group["params"]:

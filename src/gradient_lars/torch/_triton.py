@@ -10,34 +10,8 @@ tensor's chunks are added up by every program of its update in the same order: n
 import triton
 import triton.language as tl
 
+from gradient_lars.torch import _triton_constants as const
 from gradient_lars.torch._triton_math import (
-    K_ABSENT,
-    K_ADAPTED,
-    K_CHUNKS,
-    K_COLUMNS,
-    K_DECAY,
-    K_EDITED,
-    K_FIRST,
-    K_FLAGS,
-    K_GRAD,
-    K_GROUP_SHIFT,
-    K_INFINITY,
-    K_INSIDE,
-    K_KEEP,
-    K_LOW,
-    K_MAXIMIZE,
-    K_MOMENTUM,
-    K_MOMENTUM_FACTOR,
-    K_NESTEROV,
-    K_NUMEL,
-    K_RECOMPUTE,
-    K_SAME_SUM,
-    K_SETTINGS,
-    K_SPAN,
-    K_STARTED,
-    K_SWITCHES,
-    K_TAKEN,
-    K_WEIGHTS,
     TYPES,
     chunk_squares,
     layer_rate,
@@ -47,7 +21,9 @@ from gradient_lars.torch._triton_math import (
     update_block,
 )
 
-__all__ = ["TYPES", "norms", "update"]
+__all__ = ["LAYOUT", "TYPES", "norms", "update"]
+
+LAYOUT = const.LAYOUT
 
 
 @triton.jit(do_not_specialize=["layers"])
@@ -65,6 +41,7 @@ def norms(
     CARRY: tl.constexpr,
     CHUNK: tl.constexpr,
     BLOCK: tl.constexpr,
+    LAYOUT: tl.constexpr,
 ):
     """Sum the squares of a chunk's gradient and, unless they are carried, of its weights.
 
@@ -72,25 +49,25 @@ def norms(
     """
     i = tl.program_id(0)
     t = tl.load(items_ptr + i)
-    grad = tl.load(table_ptr + layers * K_GRAD + t)
-    if grad != K_ABSENT:
-        c = i - tl.load(table_ptr + layers * K_FIRST + t)
+    grad = tl.load(table_ptr + layers * const.GRAD + t)
+    if grad != const.ABSENT:
+        c = i - tl.load(table_ptr + layers * const.FIRST + t)
         # Only now: while an update runs, all programs of a layer must see the same.
-        if (c == 0) & (tl.load(marks_ptr + layers * K_TAKEN + t) != 0):
-            tl.store(marks_ptr + layers * K_STARTED + t, 1)
-        numel = tl.load(table_ptr + layers * K_NUMEL + t)
-        span = tl.load(table_ptr + layers * K_SPAN + t) * CHUNK
+        if (c == 0) & (tl.load(marks_ptr + layers * const.TAKEN + t) != 0):
+            tl.store(marks_ptr + layers * const.STARTED + t, 1)
+        numel = tl.load(table_ptr + layers * const.NUMEL + t)
+        span = tl.load(table_ptr + layers * const.SPAN + t) * CHUNK
         start = c * span
         total = chunk_squares(grad, start, start + span, numel, G, WIDE, CHUNK, BLOCK)
         tl.store(g_sums_ptr + i, total)
         if bad_ptr is not None:
-            chunks = tl.load(table_ptr + layers * K_CHUNKS + t)
+            chunks = tl.load(table_ptr + layers * const.CHUNKS + t)
             # The whole tensor's sum is finite if it would be with every chunk as large as this one.
-            if (total * chunks.to(WIDE) < K_INFINITY) == 0:
+            if (total * chunks.to(WIDE) < const.INFINITY) == 0:
                 tl.store(bad_ptr, 1)
-        recompute = (tl.load(table_ptr + layers * K_FLAGS + t) & K_RECOMPUTE) != 0
+        recompute = (tl.load(table_ptr + layers * const.FLAGS + t) & const.RECOMPUTE) != 0
         if CARRY == 0 or recompute:
-            weights = tl.load(table_ptr + layers * K_WEIGHTS + t)
+            weights = tl.load(table_ptr + layers * const.WEIGHTS + t)
             tl.store(p_sums_ptr + i, chunk_squares(weights, start, start + span, numel, W, WIDE, CHUNK, BLOCK))
 
 
@@ -117,30 +94,30 @@ def _update_chunk(
     BLOCK: tl.constexpr,
 ):
     """Update a chunk; return the sums of the squares of its weights before and after."""
-    inside = (switches & K_INSIDE) != 0
+    inside = (switches & const.INSIDE) != 0
     factor = tl.where(inside, lr * rate, rate)
     lr_outside = tl.where(inside, 1.0, lr)
-    gain = tl.where((switches & K_MAXIMIZE) != 0, -1.0, 1.0).to(WIDE) / scale
-    decay = setting(row_ptr, K_DECAY, WIDE)
-    momentum = setting(row_ptr, K_MOMENTUM_FACTOR, WIDE)
-    keep = tl.where(fresh, 1.0, setting(row_ptr, K_KEEP, WIDE))
-    nesterov = (switches & K_NESTEROV) != 0
+    gain = tl.where((switches & const.MAXIMIZE) != 0, -1.0, 1.0).to(WIDE) / scale
+    decay = setting(row_ptr, const.DECAY, WIDE)
+    momentum = setting(row_ptr, const.MOMENTUM_FACTOR, WIDE)
+    keep = tl.where(fresh, 1.0, setting(row_ptr, const.KEEP, WIDE))
+    nesterov = (switches & const.NESTEROV) != 0
 
-    weights = tl.load(table_ptr + layers * K_WEIGHTS + t)
+    weights = tl.load(table_ptr + layers * const.WEIGHTS + t)
     addresses = weights | grad
     weights_ptr, grad_ptr = weights.to(tl.pointer_type(W)), grad.to(tl.pointer_type(G))
     momentum_ptr, low_ptr = weights_ptr, weights_ptr
     if M is not None:
-        address = tl.load(table_ptr + layers * K_MOMENTUM + t)
+        address = tl.load(table_ptr + layers * const.MOMENTUM + t)
         addresses |= address
         momentum_ptr = address.to(tl.pointer_type(M))
     if LOW is not None:
-        address = tl.load(table_ptr + layers * K_LOW + t)
+        address = tl.load(table_ptr + layers * const.LOW + t)
         addresses |= address
         low_ptr = address.to(tl.pointer_type(LOW))
 
-    numel = tl.load(table_ptr + layers * K_NUMEL + t)
-    span = tl.load(table_ptr + layers * K_SPAN + t) * CHUNK
+    numel = tl.load(table_ptr + layers * const.NUMEL + t)
+    span = tl.load(table_ptr + layers * const.SPAN + t) * CHUNK
     start = c * span
     end = start + span
     lanes = tl.arange(0, BLOCK)
@@ -196,6 +173,7 @@ def update(
     CHUNK: tl.constexpr,
     BLOCK: tl.constexpr,
     REDUCE: tl.constexpr,
+    LAYOUT: tl.constexpr,
 ):
     """Update a chunk of weights and momentum; the tensor's first chunk also writes its norms and rate.
 
@@ -214,28 +192,28 @@ def update(
     if skipped_ptr is not None:
         if i == 0:
             tl.store(skipped_ptr, tl.load(skipped_ptr) + tl.where(skip, 1, 0))
-    grad = tl.load(table_ptr + layers * K_GRAD + t)
-    first = tl.load(table_ptr + layers * K_FIRST + t)
-    flags = tl.load(table_ptr + layers * K_FLAGS + t)
-    if grad != K_ABSENT:
-        row_ptr = table_ptr + layers * K_COLUMNS + (flags >> K_GROUP_SHIFT) * K_SETTINGS
-        switches = tl.load(row_ptr + K_SWITCHES)
+    grad = tl.load(table_ptr + layers * const.GRAD + t)
+    first = tl.load(table_ptr + layers * const.FIRST + t)
+    flags = tl.load(table_ptr + layers * const.FLAGS + t)
+    if grad != const.ABSENT:
+        row_ptr = table_ptr + layers * const.COLUMNS + (flags >> const.GROUP_SHIFT) * const.SETTINGS
+        switches = tl.load(row_ptr + const.SWITCHES)
         scale = tl.full((), 1.0, WIDE)
         if scale_ptr is not None:
             scale = tl.load(scale_ptr).to(WIDE)
-        chunks = tl.load(table_ptr + layers * K_CHUNKS + t).to(tl.int32)
+        chunks = tl.load(table_ptr + layers * const.CHUNKS + t).to(tl.int32)
         p_norm = norm(p_sums_ptr + first, chunks, WIDE, REDUCE)
         g_norm = norm(g_sums_ptr + first, chunks, WIDE, REDUCE) / scale
         lr = learning_rate(row_ptr, switches, WIDE)
-        rate = layer_rate(p_norm, g_norm, lr, (flags & K_ADAPTED) != 0, row_ptr, switches, WIDE)
+        rate = layer_rate(p_norm, g_norm, lr, (flags & const.ADAPTED) != 0, row_ptr, switches, WIDE)
         if i == first:
             tl.store(figures_ptr + t, p_norm)
             tl.store(figures_ptr + layers + t, g_norm)
             tl.store(figures_ptr + 2 * layers + t, rate)
-        fresh = tl.load(marks_ptr + layers * K_STARTED + t) == 0
+        fresh = tl.load(marks_ptr + layers * const.STARTED + t) == 0
         if skip == 0:
             if i == first:
-                tl.store(marks_ptr + layers * K_TAKEN + t, 1)
+                tl.store(marks_ptr + layers * const.TAKEN + t, 1)
             before, after = _update_chunk(
                 table_ptr, row_ptr, t, i - first, layers, grad, rate, lr, switches, fresh, scale,
                 W, G, M, LOW, WIDE, CARRY, CHUNK, BLOCK,
@@ -244,8 +222,8 @@ def update(
                 tl.store(new_sums_ptr + i, after)
                 carried = tl.load(p_sums_ptr + i)
                 # A sum that is not finite any more equals nothing, not even itself.
-                if (carried < K_INFINITY) & ((tl.abs(before - carried) <= K_SAME_SUM * carried) == 0):
-                    tl.store(marks_ptr + layers * K_EDITED + t, 1)
+                if (carried < const.INFINITY) & ((tl.abs(before - carried) <= const.SAME_SUM * carried) == 0):
+                    tl.store(marks_ptr + layers * const.EDITED + t, 1)
     if CARRY:
-        if (grad == K_ABSENT) | skip:
+        if (grad == const.ABSENT) | skip:
             tl.store(new_sums_ptr + i, tl.load(p_sums_ptr + i))

@@ -6,44 +6,9 @@ import torch
 import triton
 import triton.language as tl
 
-from gradient_lars.torch._fused_tables import (
-    ABSENT,
-    ADAPTED,
-    COLUMNS,
-    GROUP_SHIFT,
-    RECOMPUTE,
-    SETTINGS,
-    Column,
-    Mark,
-    Setting,
-    Switch,
-)
+from gradient_lars.torch import _triton_constants as const
 
 TYPES = {torch.float32: tl.float32, torch.float64: tl.float64, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
-
-# Constants of a kernel must be marked as such; their values are the tables'.
-K_COLUMNS, K_SETTINGS, K_ABSENT = tl.constexpr(COLUMNS), tl.constexpr(SETTINGS), tl.constexpr(ABSENT)
-K_WEIGHTS, K_MOMENTUM, K_LOW = (tl.constexpr(int(c)) for c in (Column.WEIGHTS, Column.MOMENTUM, Column.LOW))
-K_NUMEL, K_FIRST, K_CHUNKS = (tl.constexpr(int(c)) for c in (Column.NUMEL, Column.FIRST, Column.CHUNKS))
-K_SPAN, K_FLAGS, K_GRAD = (tl.constexpr(int(c)) for c in (Column.SPAN, Column.FLAGS, Column.GRAD))
-K_RECOMPUTE, K_ADAPTED, K_GROUP_SHIFT = tl.constexpr(RECOMPUTE), tl.constexpr(ADAPTED), tl.constexpr(GROUP_SHIFT)
-K_EDITED, K_STARTED, K_TAKEN = (tl.constexpr(int(m)) for m in (Mark.EDITED, Mark.STARTED, Mark.TAKEN))
-K_LR, K_LR_ADDRESS, K_MOMENTUM_FACTOR = (
-    tl.constexpr(int(s)) for s in (Setting.LR, Setting.LR_ADDRESS, Setting.MOMENTUM)
-)
-K_KEEP, K_DECAY, K_TRUST = (
-    tl.constexpr(int(s)) for s in (Setting.KEEP, Setting.WEIGHT_DECAY, Setting.TRUST_COEFFICIENT)
-)
-K_THRESHOLD, K_EPS, K_MIN = (tl.constexpr(int(s)) for s in (Setting.THRESHOLD, Setting.EPS, Setting.MIN_RATE))
-K_MAX, K_SWITCHES = (tl.constexpr(int(s)) for s in (Setting.MAX_RATE, Setting.SWITCHES))
-K_NESTEROV, K_MAXIMIZE, K_INSIDE = (
-    tl.constexpr(int(s)) for s in (Switch.NESTEROV, Switch.MAXIMIZE, Switch.LR_IN_MOMENTUM)
-)
-K_CLIP, K_DOUBLE_LR = (tl.constexpr(int(s)) for s in (Switch.TRUST_CLIP, Switch.LR_IS_DOUBLE))
-K_INFINITY = tl.constexpr(float("inf"))
-
-# Two carried sums that differ by more, relatively, are not of the same weights. Rounding makes 1e-6 of it.
-K_SAME_SUM = tl.constexpr(1e-5)
 
 
 @triton.jit
@@ -106,10 +71,10 @@ def setting(row_ptr, NAME: tl.constexpr, WIDE: tl.constexpr):
 @triton.jit
 def learning_rate(row_ptr, switches, WIDE: tl.constexpr):
     """Return the group's lr: the number in the table, or what the tensor holds whose address is there."""
-    lr = setting(row_ptr, K_LR, WIDE)
-    address = tl.load(row_ptr + K_LR_ADDRESS)
+    lr = setting(row_ptr, const.LR, WIDE)
+    address = tl.load(row_ptr + const.LR_ADDRESS)
     if address != 0:
-        if (switches & K_DOUBLE_LR) != 0:
+        if (switches & const.DOUBLE_LR) != 0:
             lr = tl.load(address.to(tl.pointer_type(tl.float64))).to(WIDE)
         else:
             lr = tl.load(address.to(tl.pointer_type(tl.float32))).to(WIDE)
@@ -119,13 +84,13 @@ def learning_rate(row_ptr, switches, WIDE: tl.constexpr):
 @triton.jit
 def layer_rate(p_norm, g_norm, lr, adapted, row_ptr, switches, WIDE: tl.constexpr):
     """Return ``_formula.rate`` of the two norms, with the settings of the layer's group."""
-    decay = setting(row_ptr, K_DECAY, WIDE)
-    denominator = setting(row_ptr, K_EPS, WIDE) + g_norm + decay * p_norm
-    scaled = adapted & (p_norm > setting(row_ptr, K_THRESHOLD, WIDE)) & (denominator != 0.0)
+    decay = setting(row_ptr, const.DECAY, WIDE)
+    denominator = setting(row_ptr, const.EPS, WIDE) + g_norm + decay * p_norm
+    scaled = adapted & (p_norm > setting(row_ptr, const.THRESHOLD, WIDE)) & (denominator != 0.0)
     ratio = p_norm / tl.where(scaled, denominator, 1.0)
-    ratio = setting(row_ptr, K_TRUST, WIDE) * ratio
-    ratio = tl.where((switches & K_CLIP) != 0, tl.where(ratio >= lr, 1.0, ratio / lr), ratio)
-    least, most = setting(row_ptr, K_MIN, WIDE), setting(row_ptr, K_MAX, WIDE)
+    ratio = setting(row_ptr, const.TRUST, WIDE) * ratio
+    ratio = tl.where((switches & const.CLIP) != 0, tl.where(ratio >= lr, 1.0, ratio / lr), ratio)
+    least, most = setting(row_ptr, const.MIN, WIDE), setting(row_ptr, const.MAX, WIDE)
     ratio = tl.where(ratio < least, least, ratio)
     ratio = tl.where(ratio > most, most, ratio)
     return tl.where(scaled, ratio, 1.0)

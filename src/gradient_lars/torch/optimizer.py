@@ -211,14 +211,24 @@ class LARS(torch.optim.Optimizer):
         """How many steps were skipped for gradients that were not finite; reading it waits for the device."""
         return 0 if self._last.skipped is None else int(self._last.skipped.item())
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state, and with it the number of skipped steps, which other optimizers overlook."""
+        self._forget_unstarted()
+        state = super().state_dict()
+        if self._last.skipped is not None:
+            state["skipped_steps"] = self._last.skipped.clone()
+        return state
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load the state of a LARS or of a ``torch.optim.SGD``, whose momentum is carried over.
 
         SGD holds the momentum without the learning rate. Groups with ``lr_in_momentum=True`` take it times their `lr`.
+        The count of skipped steps goes on from that of `state_dict`, from 0 if that holds none.
         """
         own = [{k: v for k, v in group.items() if k not in ("params", "param_names")} for group in self.param_groups]
         from_sgd = ["lr_in_momentum" not in group for group in state_dict["param_groups"]]
         super().load_state_dict(state_dict)
+        self._last.skipped = _lars_state.skipped_in(state_dict, self)
         if self.master_weights:
             _lars_state.load_wide(self, state_dict)
         for group, settings, is_sgd in zip(self.param_groups, own, from_sgd, strict=True):
@@ -229,6 +239,7 @@ class LARS(torch.optim.Optimizer):
                 _lars_state.take_sgd_momentum(self, group)
 
     def __getstate__(self) -> dict[str, Any]:
+        self._forget_unstarted()
         own = ("skip_nonfinite", "master_weights", "carry_norms", "_step_supports_amp_scaling")
         last = LastStep(skipped=self._last.skipped)
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}, "_last": last}
@@ -240,6 +251,7 @@ class LARS(torch.optim.Optimizer):
             if rates is not None:
                 last.rates = rates
                 return
+            self._forget_unstarted()
         layers = self._layers()
         last.fused = _dispatch.fused_step(layers, self)
         if last.fused is not None:
@@ -268,6 +280,11 @@ class LARS(torch.optim.Optimizer):
                 figure._replace(**{name: getattr(figure, name).detach() for name in _FIGURES}) for figure in figures
             ]
         self._last.rates = LayerRates([layer.name for layer in layers], figures)
+
+    def _forget_unstarted(self) -> None:
+        """Do what `_forget_fresh` does, for the kernels: whether a step was taken only the device knows."""
+        if self._last.fused is not None:
+            self._last.fused.forget_unstarted(self)
 
     def _forget_fresh(self, layers: list[LarsLayer]) -> None:
         """Drop the momenta made for a step that was not taken: the next one is then the first, without dampening."""
