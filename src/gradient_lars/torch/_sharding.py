@@ -112,15 +112,16 @@ class _Mesh:
         first = [mesh.get_local_rank(i) == 0 for i in range(mesh.ndim)]
         self.counted = [all(first[i] or not where[i].is_replicate() for i in self._dims) for where in placements]
 
-    def all_reduce(self, sums: Tensor) -> Tensor:
-        """Return `sums` added up over the ranks, on the device where they were."""
+    def all_reduce(self, sums: Tensor) -> None:
+        """Add `sums` up over the ranks, in place."""
         groups = self._groups()
         # Parameters offloaded to the CPU belong to a mesh of GPUs, whose groups may not know the CPU.
         known = all(sums.device.type in {device.type for device in group._device_types} for group in groups)
         there = sums if known else sums.to(self._mesh.device_type)
         for group in groups:
             dist.all_reduce(there, group=group)
-        return there.to(sums.device)
+        if there is not sums:
+            sums.copy_(there)
 
     def _groups(self) -> list[Any]:
         """Return the group of the ranks that differ from this one in the sharded dimensions only.
@@ -195,48 +196,59 @@ class Sharding:
             RuntimeError: some ranks have a gradient for a layer and others none. On a GPU, where the host does not wait
                 for the sums, such a step changes nothing and a later one raises.
         """
+        sums = [self._squares(i, found) for i in range(len(self._meshes))]
+        stop = self.add_up(sums, overflow)
+        totals = [rows.sqrt().unbind() for rows in sums]
+        return [_replaced(part, totals) for part in found], stop
+
+    def absent(self) -> list[Tensor]:
+        """Return what a rank enters that has no gradients, one tensor a mesh: float64, shape (layers, 2)."""
+        return [
+            torch.tensor([[NO_P, NO_G]], dtype=torch.float64, device=mesh.device).repeat(len(mesh.names), 1)
+            for mesh in self._meshes
+        ]
+
+    def add_up(self, sums: Sequence[Tensor], overflow: Tensor | None) -> Tensor | None:
+        """Add up over the ranks, in place, the squares of both norms of every layer, one tensor a mesh as of `absent`.
+
+        Arguments, results and errors are otherwise those of `whole`.
+        """
         self._raise_disagreement()
         stops: list[Tensor] = []
-        totals: list[tuple[Sequence[Tensor], Sequence[Tensor]]] = []
-        for i, mesh in enumerate(self._meshes):
-            sums = self._sums(i, found, overflow)
-            odd = (sums[0] == NO_P) & (sums[1] != NO_G * mesh.size)
+        for mesh, rows in zip(self._meshes, sums, strict=True):
             if overflow is not None:
                 # An overflow anywhere makes the first slot infinite, with or without a gradient there.
-                odd = odd & torch.isfinite(sums[1])
-                stops.append(~torch.isfinite(sums[1]).all())
+                infinite = torch.where(overflow.reshape(()).to(mesh.device, non_blocking=True), float("inf"), 0.0)
+                rows[0, 1] += infinite.to(torch.float64)
+            mesh.all_reduce(rows)
+            p_squares, g_squares = rows.unbind(1)
+            odd = (p_squares == NO_P) & (g_squares != NO_G * mesh.size)
+            if overflow is not None:
+                finite = torch.isfinite(g_squares)
+                odd = odd & finite
+                stops.append(~finite.all())
             if not mesh.flags.send(odd):
                 stops.append(odd.any())
-            roots = sums.sqrt()
-            totals.append((roots[0].unbind(), roots[1].unbind()))
         # After all collectives: a rank that raised between two of them would leave others waiting.
         self._raise_disagreement()
-        whole = [_replaced(part, totals) for part in found]
         if not stops:
-            return whole, None
-        return whole, torch.stack([stop.to(stops[0].device, non_blocking=True) for stop in stops]).any()
+            return None
+        return torch.stack([stop.to(stops[0].device, non_blocking=True) for stop in stops]).any()
 
-    def _sums(self, mesh_index: int, found: Sequence[LocalNorms], overflow: Tensor | None) -> Tensor:
-        """Return the sums of the squares over all ranks, shape (2, layers of the mesh), float64."""
+    def _squares(self, mesh_index: int, found: Sequence[LocalNorms]) -> Tensor:
+        """Return what this rank enters for a mesh, in the form of `absent`."""
         mesh = self._meshes[mesh_index]
-        n = len(mesh.names)
-        p_squares = torch.full((n,), NO_P, dtype=torch.float64, device=mesh.device).unbind()
-        g_squares = torch.full((n,), NO_G, dtype=torch.float64, device=mesh.device).unbind()
-        entries = [*p_squares, *g_squares]
+        absent = torch.tensor([NO_P, NO_G], dtype=torch.float64, device=mesh.device)
+        rows = [absent] * len(mesh.names)
         for part in found:
             here = [(i, piece) for i, piece in enumerate(part.pieces) if piece is not None and piece.mesh == mesh_index]
             if not here:
                 continue
-            squares = torch.stack([part.p_norm, part.g_norm]).to(torch.float64).square().to(mesh.device)
-            nothing = torch.zeros_like(squares[0, 0])
+            squares = torch.stack([part.p_norm, part.g_norm], 1).to(torch.float64).square().to(mesh.device).unbind()
+            nothing = torch.zeros_like(absent)
             for i, piece in here:
-                entries[piece.slot] = squares[0, i] if piece.counted else nothing
-                entries[n + piece.slot] = squares[1, i] if piece.counted else nothing
-        sums = torch.stack(entries).view(2, n)
-        if overflow is not None:
-            stop = torch.where(overflow.reshape(()).to(mesh.device, non_blocking=True), float("inf"), 0.0)
-            sums[1, 0] += stop.to(torch.float64)
-        return mesh.all_reduce(sums)
+                rows[piece.slot] = squares[i] if piece.counted else nothing
+        return torch.stack(rows)
 
     def _raise_disagreement(self) -> None:
         for mesh in self._meshes:
@@ -251,16 +263,14 @@ class Sharding:
                 )
 
 
-def _replaced(part: LocalNorms, totals: list[tuple[Sequence[Tensor], Sequence[Tensor]]]) -> tuple[Tensor, Tensor]:
+def _replaced(part: LocalNorms, totals: Sequence[Sequence[Tensor]]) -> tuple[Tensor, Tensor]:
     """Return the norms of a part with those of whole layers in place of those of pieces."""
     if not any(part.pieces):
         return part.p_norm, part.g_norm
-    columns = []
-    for which, norms in enumerate((part.p_norm, part.g_norm)):
-        own = norms.unbind()
-        whole = [
-            own[i] if piece is None else totals[piece.mesh][which][piece.slot].to(norms.device, norms.dtype)
-            for i, piece in enumerate(part.pieces)
-        ]
-        columns.append(torch.stack(whole))
-    return columns[0], columns[1]
+    own = torch.stack([part.p_norm, part.g_norm], 1)
+    rows = [
+        row if piece is None else totals[piece.mesh][piece.slot].to(row.device, row.dtype)
+        for row, piece in zip(own.unbind(), part.pieces, strict=True)
+    ]
+    p_norm, g_norm = torch.stack(rows).unbind(1)
+    return p_norm, g_norm
