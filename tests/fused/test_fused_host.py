@@ -137,7 +137,8 @@ def test_choice_on_the_cpu(device, monkeypatch):
 
     def chosen(**settings):
         optimizer = LARS(named, 0.5, **settings)
-        return _dispatch.fused_step(optimizer._layers(), optimizer)
+        layers, sharding = optimizer._layers()
+        return _dispatch.fused_step(layers, optimizer, sharding)
 
     for settings in ({"fused": None}, {"fused": False}, {"foreach": True}, {"differentiable": True}):
         assert chosen(**settings) is None
@@ -149,7 +150,7 @@ def test_choice_on_the_cpu(device, monkeypatch):
 def test_refusals(device, monkeypatch):
     named = network(device, shapes=((4, 3),))
     set_gradients(named, 0)
-    layers = LARS(named, **SETTINGS)._layers()
+    layers, _ = LARS(named, **SETTINGS)._layers()
     assert _dispatch._why_not_triton(layers) is None
     layers[0].param = torch.nn.Parameter(torch.ones(4, 3, device="meta"))
     assert _dispatch._why_not_triton(layers) == "it has no kernels for 'meta'"

@@ -20,7 +20,7 @@ def _table(layers=6, groups=2):
 def test_the_table_holds_columns_and_then_settings():
     values = _table().on_device(capturing=False).tolist()
     assert values[:6] == [0, 1, 2, 3, 4, 5]
-    assert values[6 * Column.GRAD : 6 * Column.GRAD + 6] == [800, 801, 802, 803, 804, 805]
+    assert values[6 * Column.GRAD : 6 * Column.GRAD + 6] == [900, 901, 902, 903, 904, 905]
     assert values[6 * COLUMNS :] == [0] * SETTINGS + [-1] * SETTINGS
 
 
@@ -28,16 +28,16 @@ def test_only_what_changed_is_sent():
     table = _table()
     on_device = table.on_device(capturing=False)
     assert table.sent == 0
-    table.set_column(Column.GRAD, [800, 801, 802, 803, 804, 805])
+    table.set_column(Column.GRAD, [900, 901, 902, 903, 904, 905])
     assert table.on_device(capturing=False) is on_device
     assert table.sent == 0
-    table.set_column(Column.GRAD, [800, 1, 802, 3, 804, 805])
+    table.set_column(Column.GRAD, [900, 1, 902, 3, 904, 905])
     table.on_device(capturing=False)
     assert table.sent == 3
-    table.set_column(Column.GRAD, [800, 1, 802, 3, 804, 9])
+    table.set_column(Column.GRAD, [900, 1, 902, 3, 904, 9])
     table.set_settings(0, [7] * SETTINGS)
     values = table.on_device(capturing=False).tolist()
-    assert values[6 * Column.GRAD :] == [800, 1, 802, 3, 804, 9] + [7] * SETTINGS + [-1] * SETTINGS
+    assert values[6 * Column.GRAD :] == [900, 1, 902, 3, 904, 9] + [7] * SETTINGS + [-1] * SETTINGS
     assert table.sent == 3 + 1 + SETTINGS
 
 

@@ -6,7 +6,7 @@ import tempfile
 import time
 import traceback
 import warnings
-from multiprocessing import connection
+from multiprocessing import connection, forkserver
 
 SECONDS = 60
 
@@ -19,9 +19,22 @@ _context.set_forkserver_preload(
         "torch.distributed.checkpoint.state_dict",
         "torch.distributed.optim",
         "gradient_lars.torch",
+        "gradient_lars.torch._triton",
         "pytest",
     ]
 )
+
+
+def _start_server():
+    """Start the server if it does not run, with Triton as its interpreter: ranks say for themselves if they want it."""
+    before = os.environ.get("TRITON_INTERPRET")
+    os.environ["TRITON_INTERPRET"] = "1"
+    try:
+        forkserver.ensure_running()
+    finally:
+        del os.environ["TRITON_INTERPRET"]
+        if before is not None:
+            os.environ["TRITON_INTERPRET"] = before
 
 
 def on_ranks(ranks, function, *args):
@@ -29,6 +42,7 @@ def on_ranks(ranks, function, *args):
 
     Warnings are errors on the ranks too. A rank that ends without a word, or hangs, is told as well.
     """
+    _start_server()
     with tempfile.TemporaryDirectory() as folder:
         pipes, processes = [], []
         for rank in range(ranks):
@@ -70,6 +84,7 @@ def _rank(pipe, rank, ranks, store, function, args):
     from torch import distributed as dist
 
     warnings.simplefilter("error")
+    os.environ.pop("TRITON_INTERPRET", None)
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank)}
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)

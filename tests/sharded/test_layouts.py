@@ -1,11 +1,15 @@
 """Hook and LARS on every layout, number of ranks and path: the parameters and rates are those of one process."""
 
+import os
+
+import numpy as np
 import pytest
 import torch
 from torch.distributed.tensor.debug import CommDebugMode
 
 from gradient_lars import GradientLARS
 from gradient_lars.torch import LARS, add_hook
+from gradient_lars.torch._fused import FusedRates
 from lars.expected import PATHS as LARS_PATHS
 from sharded.layouts import LAYOUTS, Spread
 from sharded.ranks import on_ranks
@@ -20,6 +24,17 @@ CASES = [(layout, ranks) for layout in LAYOUTS for ranks in layout.ranks]
 def _lars(named, path):
     optimizer = LARS(named, **SETTINGS, **LARS_PATHS[path])
     return optimizer, optimizer.rates
+
+
+def _kernels(named, path):
+    optimizer, rates = _lars(named, path)
+    optimizer.register_step_post_hook(lambda *_: _assert_kernels(optimizer))
+    return optimizer, rates
+
+
+def _assert_kernels(optimizer):
+    # Where no layer has a gradient there is nothing to launch.
+    assert type(optimizer.rates()) is FusedRates or not len(optimizer.rates())
 
 
 def _hook(named, path):
@@ -44,7 +59,7 @@ def _equals_one_process(index, dtype, make, path, partial):
     spread = Spread(LAYOUTS[index], dtype, partial=partial)
     optimizer, rates = make(spread.spread, path)
     # The readable path is proven against the float64 reference.
-    whole, whole_rates = make(spread.whole, "loop")
+    whole, whole_rates = (_hook if make is _hook else _lars)(spread.whole, "loop")
     for step, without in enumerate([(), (), (0, 2), range(6), ()]):
         spread.set_gradients(step, without)
         whole.step()
@@ -68,6 +83,24 @@ def _every_way(index):
         for dtype in TOLERANCE:
             _equals_one_process(index, dtype, make, path, partial=False)
         _equals_one_process(index, torch.float64, make, path, partial=True)
+
+
+def _by_the_kernels(index):
+    # Triton's interpreter, which is slow.
+    os.environ["TRITON_INTERPRET"] = "1"
+    with np.errstate(all="ignore"):
+        _equals_one_process(index, torch.float32, _kernels, "fused", partial=False)
+        if LAYOUTS[index].name == "rows":
+            _equals_one_process(index, torch.float64, _kernels, "fused", partial=True)
+
+
+@pytest.mark.parametrize(
+    ("layout", "ranks"),
+    [case for case in CASES if case[1] == max(case[0].ranks[:2])],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_the_kernels_equal_one_process(layout, ranks):
+    on_ranks(ranks, _by_the_kernels, LAYOUTS.index(layout))
 
 
 @pytest.mark.parametrize(("layout", "ranks"), CASES, ids=lambda value: getattr(value, "name", value))

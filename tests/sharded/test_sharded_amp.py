@@ -1,5 +1,8 @@
 """GradScaler, and steps without finite gradients, on sharded parameters: what one rank sees holds for all."""
 
+import os
+
+import numpy as np
 import pytest
 import torch
 from torch import distributed as dist
@@ -199,3 +202,18 @@ def _disagree_every_way():
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_ranks_that_disagree_are_told(ranks):
     on_ranks(ranks, _disagree_every_way)
+
+
+def _every_guard_of_the_kernels():
+    os.environ["TRITON_INTERPRET"] = "1"
+    with np.errstate(all="ignore"):
+        _overflow_on_one_rank(_lars, "fused")
+        _found_inf_on_one_rank("several meshes", _lars, "fused")
+        _nonfinite("fused", 1, float("inf"))
+        _nonfinite("fused", 0, float("nan"))
+        _disagree(_lars, "fused")
+        _disagree_about_everything(_lars, "fused")
+
+
+def test_the_kernels_agree_as_well():
+    on_ranks(2, _every_guard_of_the_kernels)

@@ -12,6 +12,7 @@ from torch import Tensor
 from gradient_lars.torch import _foreach, _lars, _lars_cpu, _loop
 from gradient_lars.torch._lars import LarsLayer
 from gradient_lars.torch._layers import Layer, LossScale, named_parameters
+from gradient_lars.torch._sharding import Sharding
 from gradient_lars.torch.rates import LayerRates, Norms
 
 Rescale = Callable[..., list[Norms]]
@@ -84,7 +85,7 @@ class FusedStep(Protocol):
         """Drop momenta in which there is no step yet, all having been skipped: the next one is then the first."""
 
 
-def fused_step(layers: list[LarsLayer], optimizer: torch.optim.Optimizer) -> FusedStep | None:
+def fused_step(layers: list[LarsLayer], optimizer: torch.optim.Optimizer, sharding: Sharding) -> FusedStep | None:
     """Return the step by Triton's kernels, or None where another path is to be taken.
 
     Raises:
@@ -104,7 +105,7 @@ def fused_step(layers: list[LarsLayer], optimizer: torch.optim.Optimizer) -> Fus
     from gradient_lars.torch import _fused, _triton
 
     params = [param for *_, param in named_parameters(optimizer) if param.grad is not None]
-    return _fused.Fused(layers, params, optimizer, _triton)
+    return _fused.Fused(layers, params, optimizer, sharding, _triton)
 
 
 def _interpreting() -> bool:
@@ -113,8 +114,6 @@ def _interpreting() -> bool:
 
 def _why_not_triton(layers: list[LarsLayer]) -> str | None:
     """Return why Triton's kernels cannot take `layers`, or None."""
-    if any(layer.piece is not None for layer in layers):
-        return "some parameters are sharded"
     devices = {layer.param.device.type for layer in layers}
     for device in devices:
         if device != "cuda" and not (device == "cpu" and _interpreting()):

@@ -5,8 +5,9 @@ not layer by layer, sends what has changed and launches the kernels. What it doe
 before anything is changed, and the optimizer makes a new one.
 """
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from itertools import compress, repeat
+from itertools import chain, compress, repeat
 from operator import is_, is_not, itemgetter
 from types import ModuleType
 from typing import Any, Protocol
@@ -19,10 +20,11 @@ from gradient_lars.torch._fused_bucket import Bucket
 from gradient_lars.torch._fused_gradients import Gradients
 from gradient_lars.torch._fused_layer import FusedLayer
 from gradient_lars.torch._fused_rates import FusedRates
-from gradient_lars.torch._fused_tables import ADAPTED, GROUP_SHIFT, lr_on, settings_row
+from gradient_lars.torch._fused_tables import ADAPTED, COPY, GROUP_SHIFT, lr_on, settings_row
 from gradient_lars.torch._fused_versions import Versions
 from gradient_lars.torch._lars import LarsLayer
 from gradient_lars.torch._layers import LossScale
+from gradient_lars.torch._sharding import Sharding, gradient_like, is_dtensor, local
 from gradient_lars.torch.rates import LayerRates
 
 _ADDRESS: Any = Tensor.data_ptr
@@ -48,11 +50,17 @@ class Fused:
         layers: the layers that have gradients; their state has been made.
         params: the parameters of these layers.
         optimizer: whose layers they are.
+        sharding: of the optimizer's parameters.
         kernels: the module `_triton`.
     """
 
     def __init__(
-        self, layers: list[LarsLayer], params: list[Tensor], optimizer: torch.optim.Optimizer, kernels: ModuleType
+        self,
+        layers: list[LarsLayer],
+        params: list[Tensor],
+        optimizer: torch.optim.Optimizer,
+        sharding: Sharding,
+        kernels: ModuleType,
     ) -> None:
         groups = optimizer.param_groups
         self._options = _options(optimizer)
@@ -65,6 +73,9 @@ class Fused:
             made = FusedLayer.of(layer, param, optimizer.state.get(param, {}), place, indices[id(layer.group)])
             buckets.setdefault((made.weights.device, made.types), []).append(made)
         self._layers = [layer for members in buckets.values() for layer in members]
+        self._sharding = sharding
+        self._absent = sharding.absent()
+        self._whole = [torch.empty_like(rows) for rows in self._absent]
         self._remember(optimizer)
 
         carry = self._versions.known and self._options[2] is not False
@@ -72,7 +83,7 @@ class Fused:
         self._buckets: list[Bucket] = []
         for members in buckets.values():
             start = self._buckets[-1].stop if self._buckets else 0
-            self._buckets.append(Bucket(members, start, blank, kernels, carry=carry))
+            self._buckets.append(Bucket(members, start, blank, kernels, self._whole, carry=carry))
         self._bad = {bucket.device: torch.zeros(1, dtype=torch.int32, device=bucket.device) for bucket in self._buckets}
         self._thresholds: list[list[float]] = []
         self._lr_copied = [False] * len(groups)
@@ -86,6 +97,7 @@ class Fused:
         self._params = [layer.param for layer in self._layers]
         mine = set(map(id, self._params))
         self._others = [param for params in self._group_params for param in params if id(param) not in mine]
+        self._dtensors = any(map(is_dtensor, self._params))
         self._states = len(optimizer.state)
         # How to read each kind of state tensor, and which states hold one; None says that all do.
         self._in_state: list[tuple[Any, list[bool] | None]] = []
@@ -94,15 +106,26 @@ class Fused:
             if any(holding):
                 self._in_state.append((itemgetter(name), None if all(holding) else holding))
         self._addresses = self._read_addresses(optimizer)
-        self._gradients = Gradients(self._layers, [param.grad for param in self._params])
+        self._gradients = Gradients(self._layers, self._read_gradients())
         self._versions = Versions(self._layers)
 
     def _read_addresses(self, optimizer: torch.optim.Optimizer) -> list[int]:
-        addresses = list(map(_ADDRESS, self._params))
+        tensors: list[Iterable[Tensor]] = [self._params]
         for tensor_of, holding in self._in_state:
             states = optimizer.state.values()
-            addresses += map(_ADDRESS, map(tensor_of, states if holding is None else compress(states, holding)))
-        return addresses
+            tensors.append(map(tensor_of, states if holding is None else compress(states, holding)))
+        if self._dtensors:
+            tensors = [map(local, some) for some in tensors]
+        return list(map(_ADDRESS, chain.from_iterable(tensors)))
+
+    def _read_gradients(self) -> list[Tensor | None]:
+        grads = [param.grad for param in self._params]
+        if not self._dtensors:
+            return grads
+        return [
+            None if grad is None else local(gradient_like(layer.name, layer.param, grad))
+            for layer, grad in zip(self._layers, grads, strict=True)
+        ]
 
     def step(self, optimizer: torch.optim.Optimizer, loss_scale: LossScale, count: SkipCount) -> LayerRates | None:
         """Take a step; return its rates, or None if the tensors are others and nothing was done.
@@ -114,7 +137,7 @@ class Fused:
         """
         if not self._still_valid(optimizer):
             return None
-        grads = [param.grad for param in self._params]
+        grads = self._read_gradients()
         found = self._gradients.addresses(grads)
         if found is None:
             return None
@@ -130,7 +153,7 @@ class Fused:
             bucket.prepare(pointers[bucket.start : bucket.stop])
         figures = self._launch(loss_scale, count, capturing=capturing)
         if capturing:
-            self._kept += [figures, copies, list(self._lr_kept)]
+            self._kept += [figures, grads, copies, list(self._lr_kept)]
         self._versions.count(present)
         if not capturing:
             for bucket in self._buckets:
@@ -198,7 +221,8 @@ class Fused:
         for layer in self._layers:
             group = self._groups[layer.group_index]
             adapted = layer.param.dim() >= 2 if group["adapt"] is None else bool(group["adapt"])
-            flags.append(layer.group_index << GROUP_SHIFT | (ADAPTED if adapted else 0))
+            copy = layer.piece is not None and not layer.piece.counted
+            flags.append(layer.group_index << GROUP_SHIFT | (ADAPTED if adapted else 0) | (COPY if copy else 0))
             thresholds.append(group["threshold"] if adapted else _formula.INFINITY)
         self._thresholds = [thresholds[bucket.start : bucket.stop] for bucket in self._buckets]
         for bucket in self._buckets:
@@ -212,6 +236,8 @@ class Fused:
         for bucket in self._buckets:
             with _on(bucket.device):
                 bucket.norms(bad.get(bucket.device), capturing=capturing)
+        if self._sharding:
+            bad = self._add_up(loss_scale, bad)
         if len(bad) > 1:
             first, *others = bad.values()
             for other in others:
@@ -232,6 +258,26 @@ class Fused:
                 )  # fmt: skip
             skipped = None
         return figures
+
+    def _add_up(self, loss_scale: LossScale, bad: dict[torch.device, Tensor]) -> dict[torch.device, Tensor]:
+        """Add up the sums of sharded layers over the ranks; return what says whether all skip the step."""
+        for rows, absent in zip(self._whole, self._absent, strict=True):
+            rows.copy_(absent)
+        for bucket in self._buckets:
+            scale = None if loss_scale.scale is None else loss_scale.scale.to(bucket.device, non_blocking=True)
+            with _on(bucket.device):
+                bucket.totals(scale)
+        here = self._whole[0].device
+        flags = [flag.to(here, non_blocking=True) for flag in bad.values()]
+        if loss_scale.found_inf is not None:
+            flags.append(loss_scale.found_inf.reshape(1).to(here, non_blocking=True))
+        overflow = torch.stack([flag[0] != 0 for flag in flags]).any() if flags else None
+        stop = self._sharding.add_up(self._whole, overflow)
+        if stop is None:
+            return bad
+        for flag in self._bad.values():
+            flag.copy_(stop, non_blocking=True)
+        return self._bad
 
     def _rates(self, present: list[bool] | None, figures: list[Tensor]) -> LayerRates:
         if self._listed is None or present != self._listed[0]:

@@ -31,11 +31,19 @@ class Bucket:
         start: place of the first among all layers of the step.
         rows: the settings of the groups.
         kernels: the module `_triton`.
+        whole: where the sums of sharded layers over all ranks will be, a tensor a mesh.
         carry: whether the sums of the weights are carried.
     """
 
     def __init__(
-        self, layers: list[FusedLayer], start: int, rows: list[list[int]], kernels: ModuleType, *, carry: bool
+        self,
+        layers: list[FusedLayer],
+        start: int,
+        rows: list[list[int]],
+        kernels: ModuleType,
+        whole: list[Tensor],
+        *,
+        carry: bool,
     ) -> None:
         self.layers, self.start, self.stop = layers, start, start + len(layers)
         self.device, self.wide_dtype, self.carry = layers[0].weights.device, layers[0].wide_dtype, carry
@@ -43,7 +51,9 @@ class Bucket:
         self._kernels = kernels
         types = [None if dtype is None else kernels.TYPES[dtype] for dtype in (*layers[0].types, self.wide_dtype)]
         self._norm_types = (types[0], types[1], types[4], carry, tables.CHUNK, BLOCK, kernels.LAYOUT)
-        self._update_types = (*types, carry, tables.CHUNK, BLOCK, REDUCE, kernels.LAYOUT)
+        self._sharded = any(layer.piece is not None for layer in layers)
+        self._update_types = (*types, carry, self._sharded, tables.CHUNK, BLOCK, REDUCE, kernels.LAYOUT)
+        self._totals_types = (types[4], REDUCE, kernels.LAYOUT)
 
         sizes = [tables.chunks_of(layer.weights.numel()) for layer in layers]
         first = [0]
@@ -61,6 +71,9 @@ class Bucket:
             Column.FIRST: first,
             Column.CHUNKS: [chunks for chunks, _ in sizes],
             Column.SPAN: [span for _, span in sizes],
+            Column.WHOLE: [
+                0 if layer.piece is None else whole[layer.piece.mesh][layer.piece.slot].data_ptr() for layer in layers
+            ],
             Column.FLAGS: [0] * len(layers),
             Column.GRAD: [tables.ABSENT] * len(layers),
         }
@@ -105,6 +118,13 @@ class Bucket:
             self._table, self._items, self._p_sums[0], self._g_sums, self.marks, bad, len(self.layers),
             *self._norm_types, **LAUNCH,
         )  # fmt: skip
+
+    def totals(self, scale: Tensor | None) -> None:
+        """Launch what enters the sums of sharded layers where the ranks will add them up."""
+        if self._sharded:
+            self._kernels.totals[(len(self.layers),)](
+                self._table, self._p_sums[0], self._g_sums, scale, len(self.layers), *self._totals_types, **LAUNCH
+            )
 
     def update(
         self,

@@ -9,6 +9,7 @@ from torch import Tensor
 from gradient_lars.torch._fused_tables import is_dense, same_order
 from gradient_lars.torch._lars import LarsLayer
 from gradient_lars.torch._layers import ARRAYS
+from gradient_lars.torch._sharding import Piece, is_dtensor, local
 
 Types = tuple[torch.dtype | None, ...]
 
@@ -31,6 +32,7 @@ class FusedLayer:
     momentum: Tensor | None
     low: Tensor | None
     grad_dtype: torch.dtype
+    piece: Piece | None
     staged: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     @classmethod
@@ -44,7 +46,7 @@ class FusedLayer:
             weights = buffer
         momentum = layer.momentum
         if momentum is not None and not same_order(momentum, weights):
-            if staged or param.is_complex():
+            if staged or param.is_complex() or is_dtensor(param):
                 staged.append((momentum, torch.empty_like(weights, dtype=momentum.dtype)))
                 momentum = staged[-1][1]
             else:
@@ -54,7 +56,7 @@ class FusedLayer:
         if low is not None and not same_order(low, weights):
             staged.append((low, torch.empty_like(weights, dtype=low.dtype)))
             low = staged[-1][1]
-        counted = param if layer.master is None else state["master"]
+        counted = local(param if layer.master is None else state["master"])
         return cls(
             layer.name,
             place,
@@ -66,6 +68,7 @@ class FusedLayer:
             momentum,
             low,
             layer.grad.dtype,
+            layer.piece,
             staged,
         )
 

@@ -24,7 +24,10 @@ ABSENT = 1
 
 
 class Column(IntEnum):
-    """The columns, one number a layer. FIRST is the layer's first chunk among all, SPAN its chunks' size in CHUNKs."""
+    """The columns, one number a layer. FIRST is the layer's first chunk among all, SPAN its chunks' size in CHUNKs.
+
+    WHOLE is the address of a sharded layer's two sums over all ranks, 0 of another.
+    """
 
     WEIGHTS = 0
     MOMENTUM = 1
@@ -33,12 +36,13 @@ class Column(IntEnum):
     FIRST = 4
     CHUNKS = 5
     SPAN = 6
-    FLAGS = 7
-    GRAD = 8
+    WHOLE = 7
+    FLAGS = 8
+    GRAD = 9
 
 
-# The bits of FLAGS; above them stands the index of the layer's group.
-RECOMPUTE, ADAPTED, GROUP_SHIFT = 1, 2, 8
+# The bits of FLAGS; above them stands the index of the layer's group. COPY: another rank enters the same piece.
+RECOMPUTE, ADAPTED, COPY, GROUP_SHIFT = 1, 2, 4, 8
 
 
 class Mark(IntEnum):

@@ -18,10 +18,11 @@ from gradient_lars.torch._triton_math import (
     learning_rate,
     norm,
     setting,
+    total,
     update_block,
 )
 
-__all__ = ["LAYOUT", "TYPES", "norms", "update"]
+__all__ = ["LAYOUT", "TYPES", "norms", "totals", "update"]
 
 LAYOUT = const.LAYOUT
 
@@ -58,17 +59,64 @@ def norms(
         numel = tl.load(table_ptr + layers * const.NUMEL + t)
         span = tl.load(table_ptr + layers * const.SPAN + t) * CHUNK
         start = c * span
-        total = chunk_squares(grad, start, start + span, numel, G, WIDE, CHUNK, BLOCK)
-        tl.store(g_sums_ptr + i, total)
+        squares = chunk_squares(grad, start, start + span, numel, G, WIDE, CHUNK, BLOCK)
+        tl.store(g_sums_ptr + i, squares)
         if bad_ptr is not None:
             chunks = tl.load(table_ptr + layers * const.CHUNKS + t)
             # The whole tensor's sum is finite if it would be with every chunk as large as this one.
-            if (total * chunks.to(WIDE) < const.INFINITY) == 0:
+            if (squares * chunks.to(WIDE) < const.INFINITY) == 0:
                 tl.store(bad_ptr, 1)
         recompute = (tl.load(table_ptr + layers * const.FLAGS + t) & const.RECOMPUTE) != 0
         if CARRY == 0 or recompute:
             weights = tl.load(table_ptr + layers * const.WEIGHTS + t)
             tl.store(p_sums_ptr + i, chunk_squares(weights, start, start + span, numel, W, WIDE, CHUNK, BLOCK))
+
+
+@triton.jit(do_not_specialize=["layers"])
+def totals(
+    table_ptr,
+    p_sums_ptr,
+    g_sums_ptr,
+    scale_ptr,
+    layers,
+    WIDE: tl.constexpr,
+    REDUCE: tl.constexpr,
+    LAYOUT: tl.constexpr,
+):
+    """Enter the sums of a sharded layer's piece where those of all ranks will be added up, without the loss scale."""
+    t = tl.program_id(0)
+    whole = tl.load(table_ptr + layers * const.WHOLE + t)
+    if (whole != 0) & (tl.load(table_ptr + layers * const.GRAD + t) != const.ABSENT):
+        whole_ptr = whole.to(tl.pointer_type(tl.float64))
+        p_total, g_total = tl.full((), 0.0, tl.float64), tl.full((), 0.0, tl.float64)
+        if (tl.load(table_ptr + layers * const.FLAGS + t) & const.COPY) == 0:
+            first = tl.load(table_ptr + layers * const.FIRST + t)
+            chunks = tl.load(table_ptr + layers * const.CHUNKS + t).to(tl.int32)
+            p_total = total(p_sums_ptr + first, chunks, WIDE, REDUCE).to(tl.float64)
+            g_total = total(g_sums_ptr + first, chunks, WIDE, REDUCE).to(tl.float64)
+            if scale_ptr is not None:
+                scale = tl.load(scale_ptr).to(tl.float64)
+                g_total = g_total / (scale * scale)
+        tl.store(whole_ptr, p_total)
+        tl.store(whole_ptr + 1, g_total)
+
+
+@triton.jit
+def _layer_norms(
+    table_ptr, p_sums_ptr, g_sums_ptr, t, first, scale, layers,
+    WIDE: tl.constexpr, SHARDED: tl.constexpr, REDUCE: tl.constexpr,
+):  # fmt: skip
+    """Return the norms of a layer's weights and unscaled gradient, from its chunks' sums or from those of all ranks."""
+    chunks = tl.load(table_ptr + layers * const.CHUNKS + t).to(tl.int32)
+    p_norm = norm(p_sums_ptr + first, chunks, WIDE, REDUCE)
+    g_norm = norm(g_sums_ptr + first, chunks, WIDE, REDUCE) / scale
+    if SHARDED:
+        whole = tl.load(table_ptr + layers * const.WHOLE + t)
+        if whole != 0:
+            whole_ptr = whole.to(tl.pointer_type(tl.float64))
+            p_norm = tl.sqrt(tl.load(whole_ptr)).to(WIDE)
+            g_norm = tl.sqrt(tl.load(whole_ptr + 1)).to(WIDE)
+    return p_norm, g_norm
 
 
 @triton.jit
@@ -170,6 +218,7 @@ def update(
     LOW: tl.constexpr,
     WIDE: tl.constexpr,
     CARRY: tl.constexpr,
+    SHARDED: tl.constexpr,
     CHUNK: tl.constexpr,
     BLOCK: tl.constexpr,
     REDUCE: tl.constexpr,
@@ -201,9 +250,9 @@ def update(
         scale = tl.full((), 1.0, WIDE)
         if scale_ptr is not None:
             scale = tl.load(scale_ptr).to(WIDE)
-        chunks = tl.load(table_ptr + layers * const.CHUNKS + t).to(tl.int32)
-        p_norm = norm(p_sums_ptr + first, chunks, WIDE, REDUCE)
-        g_norm = norm(g_sums_ptr + first, chunks, WIDE, REDUCE) / scale
+        p_norm, g_norm = _layer_norms(
+            table_ptr, p_sums_ptr, g_sums_ptr, t, first, scale, layers, WIDE, SHARDED, REDUCE
+        )  # fmt: skip
         lr = learning_rate(row_ptr, switches, WIDE)
         rate = layer_rate(p_norm, g_norm, lr, (flags & const.ADAPTED) != 0, row_ptr, switches, WIDE)
         if i == first:

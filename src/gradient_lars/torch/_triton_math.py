@@ -50,17 +50,23 @@ def chunk_squares(
 
 
 @triton.jit
+def total(sums_ptr, chunks, WIDE: tl.constexpr, REDUCE: tl.constexpr):
+    """Return the sum of a tensor's `chunks` sums."""
+    lanes = tl.arange(0, REDUCE)
+    parts = tl.zeros((REDUCE,), WIDE)
+    for k in range(0, chunks, REDUCE):
+        parts += tl.load(sums_ptr + k + lanes, mask=k + lanes < chunks, other=0.0)
+    return tl.sum(parts)
+
+
+@triton.jit
 def norm(sums_ptr, chunks, WIDE: tl.constexpr, REDUCE: tl.constexpr):
     """Return the square root of the sum of a tensor's `chunks` sums."""
-    lanes = tl.arange(0, REDUCE)
-    total = tl.zeros((REDUCE,), WIDE)
-    for k in range(0, chunks, REDUCE):
-        total += tl.load(sums_ptr + k + lanes, mask=k + lanes < chunks, other=0.0)
     # The precise root: a norm that equals the threshold must not come out above it.
     if WIDE == tl.float32:
-        return tl.sqrt_rn(tl.sum(total))
+        return tl.sqrt_rn(total(sums_ptr, chunks, WIDE, REDUCE))
     else:
-        return tl.sqrt(tl.sum(total))
+        return tl.sqrt(total(sums_ptr, chunks, WIDE, REDUCE))
 
 
 @triton.jit

@@ -252,19 +252,22 @@ class LARS(torch.optim.Optimizer):
                 last.rates = rates
                 return
             self._forget_unstarted()
-        layers = self._layers()
-        last.fused = _dispatch.fused_step(layers, self)
+        layers, sharding = self._layers()
+        last.fused = _dispatch.fused_step(layers, self, sharding)
         if last.fused is not None:
-            last.rates = last.fused.step(self, LossScale.of(self), last)
+            try:
+                last.rates = last.fused.step(self, LossScale.of(self), last)
+            except RuntimeError:
+                last.fused = None
+                self._forget_fresh(layers)
+                raise
             return
         figures: list[Any] = []
         # Where nothing has a gradient here, other ranks may wait for this one's word all the same.
-        if layers or last.sharding:
+        if layers or sharding:
             try:
                 take = _dispatch.lars_path(layers)
-                figures, skip = take(
-                    layers, LossScale.of(self), skip_nonfinite=self.skip_nonfinite, sharding=last.sharding
-                )
+                figures, skip = take(layers, LossScale.of(self), skip_nonfinite=self.skip_nonfinite, sharding=sharding)
             except RuntimeError:
                 self._forget_fresh(layers)
                 raise
@@ -293,7 +296,7 @@ class LARS(torch.optim.Optimizer):
             if layer.fresh:
                 del self.state[param]["momentum_buffer"]
 
-    def _layers(self) -> list[LarsLayer]:
+    def _layers(self) -> tuple[list[LarsLayer], Sharding]:
         layers = []
         found = [(*item, item[3].grad) for item in named_parameters(self)]
         sharding = self._sharding([(name, param) for _, name, _, param, _ in found])
@@ -328,7 +331,7 @@ class LARS(torch.optim.Optimizer):
                 momentum = None if momentum is None else torch.view_as_real(momentum)
                 master = None if master is None else torch.view_as_real(master)
             layers.append(LarsLayer(name, param, grad, momentum, master, group, adapted, fresh, piece))
-        return layers
+        return layers, sharding
 
     def _sharding(self, named: list[tuple[str, Tensor]]) -> Sharding:
         """Return how the parameters are sharded, as it was found out when there were others last."""
