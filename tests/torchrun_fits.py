@@ -37,7 +37,7 @@ def images():
 
 def trained(optimizer, batch_size, cluster=ALONE):
     """Losses, final weights and statistics, what is measured, and the rates of a run, by name."""
-    recipe = Recipe(optimizer, 0.05, batch_size, 3, 3, momentum=0.9, weight_decay=5e-4, threshold=0.01, eps=1e-9)
+    recipe = Recipe(optimizer, 0.05, batch_size, 2, 3, momentum=0.9, weight_decay=5e-4, threshold=0.01, eps=1e-9)
     train = images()
     fitted = fit(recipe, train, 3, record_rates=True, cluster=cluster)
     part = Batch(train.x[:31], train.y[:31])  # which does not divide evenly either

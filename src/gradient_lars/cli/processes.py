@@ -9,7 +9,9 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.distributed_c10d import Store
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
@@ -111,10 +113,6 @@ class Processes(Cluster):
         if self.shard != FSDP2:
             # The running statistics, its buffers, are the same everywhere already.
             return DistributedDataParallel(network, process_group=self._group, **_LEAVE_BUFFERS)
-        # Loaded for this only: it takes as long as the rest of PyTorch.
-        from torch.distributed.device_mesh import DeviceMesh
-        from torch.distributed.fsdp import fully_shard
-
         mesh = DeviceMesh.from_group(self._group, self._device.type)
         network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         for layer in network:
