@@ -17,7 +17,7 @@ from gradient_lars.cli.cluster import ALONE, joined
 from gradient_lars.cli.training import Batch, Recipe, evaluate, fit
 
 # Four processes have parts of 4 images each at batch 16, of 5, 5, 4 and 4 at batch 18.
-CASES = [("sgd", 16, "none"), ("lars", 16, "none"), ("lars", 18, "none"), ("lars", 96, "none"), ("sgd", 18, "fsdp2")]
+CASES = [("sgd", 16, "none"), ("lars", 16, "none"), ("lars", 18, "none"), ("lars", 18, "fsdp2"), ("sgd", 96, "fsdp2")]
 
 
 @contextmanager

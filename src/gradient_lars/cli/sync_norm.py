@@ -14,7 +14,7 @@ class SyncBatchNormCPU(nn.BatchNorm2d):
 
         mean = sum x / n,   var = sum x^2 / n - mean^2,   y = (x - mean) / sqrt(var + eps) * weight + bias
 
-    The sums are float64, where the difference loses nothing; they travel in one collective, and so do their gradients.
+    The sums are float64, in which the difference loses nothing that float32 would show; they travel in one collective, and so do their gradients.
     """
 
     def __init__(self, num_features: int, *, process_group: dist.ProcessGroup) -> None:
@@ -25,8 +25,8 @@ class SyncBatchNormCPU(nn.BatchNorm2d):
         """Normalise `x` (N, channels, height, width); N may differ between processes and be 0 in some."""
         if not self.training:
             return super().forward(x)
-        axes = (0, 2, 3)
-        own = torch.stack([x.sum(axes, dtype=torch.float64), x.square().sum(axes, dtype=torch.float64)])
+        wide = x.double()
+        own = torch.stack([wide.sum((0, 2, 3)), wide.square().sum((0, 2, 3))])
         counts = own.new_full((1, own.shape[1]), x.numel() / x.shape[1])
         total, total_square, count = _Sum.apply(torch.cat([own, counts]), self.process_group)  # type: ignore[no-untyped-call]
         mean = total / count
