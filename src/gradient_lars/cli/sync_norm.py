@@ -14,7 +14,8 @@ class SyncBatchNormCPU(nn.BatchNorm2d):
 
         mean = sum x / n,   var = sum x^2 / n - mean^2,   y = (x - mean) / sqrt(var + eps) * weight + bias
 
-    The sums are float64, in which the difference loses nothing that float32 would show; they travel in one collective, and so do their gradients.
+    The sums are float64, in which the difference loses nothing that float32 would show. They travel in one collective,
+    and so do their gradients.
     """
 
     def __init__(self, num_features: int, *, process_group: dist.ProcessGroup) -> None:
