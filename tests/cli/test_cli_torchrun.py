@@ -36,7 +36,7 @@ def finish(process):
 
 def finish_whole(process):
     try:
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=300)
     finally:
         process.kill()
     assert "/gradient_lars/" not in err, err  # no traceback of ours
