@@ -95,9 +95,9 @@ def test_test_split_is_looked_at_once_per_final_run_only(cli, quick, npz, tmp_pa
     test = torch.from_numpy(load(str(npz), None).test.y)
     seen = []
 
-    def spy(network, split):
+    def spy(network, split, cluster):
         seen.append("test" if torch.equal(split.y, test) else "val")
-        return evaluate(network, split)
+        return evaluate(network, split, cluster)
 
     monkeypatch.setattr(compare_module, "evaluate", spy)
     assert cli(*quick, "--out", tmp_path / "out").code == 0

@@ -62,6 +62,8 @@ def assert_refused(result, folder, before, match):
         (["--learning-rates", "1", "--learning-rates", "sgd:1"], "`--learning-rates` gives the rates of `sgd` twice"),
         (["--device", "warp"], "`--device warp` cannot be used here"),
         (["--device", "meta"], "`--device meta` cannot be used here"),
+        (["--shard", "fsdp1"], "`--shard` is `fsdp1`, which is unknown: give `fsdp2` or `none`"),
+        (["--shard", "fsdp2"], "and this is one alone: start them with `torchrun --nproc-per-node 4 -m gradient_lars"),
         (["--resume", "--overwrite"], "`--resume` and `--overwrite` exclude each other"),
         (["--replot", "gone.csv"], "gone.csv cannot be read (No such file or directory)"),
         (["--replot", "x.csv", "--resume"], "`--replot` trains nothing: leave `--resume` and `--overwrite` out"),

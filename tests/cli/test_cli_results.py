@@ -57,6 +57,18 @@ def test_every_setting_is_in_every_row(file):
     assert [row["diverged"] for row in rows] == ["true", "false"]
 
 
+def test_processes_are_in_every_row_and_left_out_of_one_alone(file, tmp_path):
+    assert "world_size" not in file.path.read_text()
+    several = replace(EXPERIMENT, world_size=4, shard="fsdp2")
+    other = ResultsFile.create(tmp_path / "other.csv", several)
+    other.append(FINAL)
+    with other.path.open(newline="") as text:
+        assert [(row["world_size"], row["shard"]) for row in csv.DictReader(text)] == [("4", "fsdp2")]
+    assert read_results(other.path) == (several, [FINAL])
+    with pytest.raises(CommandError, match="made with world_size = 4, this command has 1"):
+        ResultsFile.resume(other.path, EXPERIMENT)
+
+
 def test_row_is_on_disk_when_append_returns(file):
     third = replace(FINAL, seed=3)
     file.append(third)

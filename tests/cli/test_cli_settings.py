@@ -33,6 +33,20 @@ def test_batch_sizes_are_ascending_distinct_and_end_at_the_whole_split(sizes, n_
     assert resolve_batch_sizes(sizes, n_train) == expected
 
 
+@pytest.mark.parametrize(
+    ("sizes", "n_train", "expected"),
+    [((), 1024, (256, 512, 1024)), ((), 1023, (128, 256, 1023)), ((), 100, (100,)), ((100, "full"), 200, (100, 200))],
+)
+def test_batch_sizes_leave_an_image_for_each_process(sizes, n_train, expected):
+    assert resolve_batch_sizes(sizes, n_train, world_size=100) == expected
+
+
+@pytest.mark.parametrize(("sizes", "n_train"), [((99, 100), 200), ((), 99)])
+def test_batches_of_fewer_images_than_processes_are_refused(sizes, n_train):
+    with pytest.raises(CommandError, match="a batch of 99 has no image for some of the 100 processes: give a larger"):
+        resolve_batch_sizes(sizes, n_train, world_size=100)
+
+
 def test_default_grids_are_of_one_length_and_span():
     sgd, lars = DEFAULT_LEARNING_RATES["sgd"], DEFAULT_LEARNING_RATES["lars"]
     assert len(sgd) == len(lars) >= 5

@@ -2,14 +2,22 @@
 
 import sys
 
+from gradient_lars.cli.launch import one_speaks
+
 __all__ = ["main"]
 
 
 def main() -> None:
     """Run the command line; the entry point of the console script ``gradient-lars``.
 
-    Exit code 0 for success, 2 for a mistake of the user's, 130 for an interrupted run.
+    Exit code 0 for success, 2 for a mistake of the user's, 130 for an interrupted run. Of the processes that
+    ``torchrun`` starts on one machine the first speaks, and the others are silent.
     """
+    with one_speaks():
+        _run()
+
+
+def _run() -> None:
     try:
         from gradient_lars.cli.app import app
     except ModuleNotFoundError as error:

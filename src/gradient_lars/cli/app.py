@@ -1,5 +1,6 @@
 """The commands, their options and help."""
 
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,8 @@ from gradient_lars.cli import bench_settings
 from gradient_lars.cli.bench_results import check_file
 from gradient_lars.cli.bench_workloads import WORKLOADS
 from gradient_lars.cli.errors import INTERRUPTED, USAGE, CommandError, require
-from gradient_lars.cli.settings import DIGITS, Settings, parse_batch_sizes, parse_learning_rates
+from gradient_lars.cli.launch import first, launched
+from gradient_lars.cli.settings import DIGITS, FSDP2, UNSHARDED, Settings, parse_batch_sizes, parse_learning_rates
 
 app = typer.Typer(
     help="Layer-wise adaptive rate scaling (LARS): compare it with plain SGD on real data, and see what is installed.",
@@ -72,6 +74,8 @@ def _root(
     gradient-lars compare --resume
 
     gradient-lars compare --replot gradient-lars-compare/results.csv
+
+    torchrun --nproc-per-node 8 -m gradient_lars compare --device cuda
 """,
 )
 def compare_command(
@@ -90,6 +94,13 @@ def compare_command(
     eps: Annotated[float, typer.Option(help="GradientLARS: added to the denominator.")] = 1e-9,
     momentum: Annotated[float, typer.Option(help="Of both optimizers.")] = 0.9,
     out: Annotated[Path | None, typer.Option(help="Folder for the results.", show_default=str(DEFAULT_OUT))] = None,
+    shard: Annotated[
+        str,
+        typer.Option(
+            help=f"Under torchrun: `{FSDP2}` divides each layer among the processes.",
+            show_default=f"{UNSHARDED}: all have all of it",
+        ),
+    ] = UNSHARDED,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted comparison.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin again in a used folder.")] = False,
     replot: Annotated[
@@ -104,12 +115,15 @@ def compare_command(
 
     An .npz file holds x_train, y_train, x_test, y_test: images (N, height, width) or, with the channels before the
     height, (N, channels, height, width), labels (N,) of an integer type.
+
+    The processes that torchrun starts share every batch; the batch sizes stay those of all of them together.
     """
     with _mistakes():
         if resume and overwrite:
             raise CommandError("`--resume` and `--overwrite` exclude each other: give one of them.")
         if replot is not None:
-            _replot(replot, out, other=resume or overwrite)
+            if first():
+                _replot(replot, out, other=resume or overwrite)
             return
         settings = Settings(
             data=data,
@@ -124,6 +138,7 @@ def compare_command(
             eps=eps,
             device=device,
             out=out or DEFAULT_OUT,
+            shard=shard,
         )
         _compare(settings, resume=resume, overwrite=overwrite)
 
@@ -139,7 +154,10 @@ def _compare(settings: Settings, *, resume: bool, overwrite: bool) -> None:
 
         compare(settings, resume=resume, overwrite=overwrite, output=Console(highlight=False), log=log)
     except KeyboardInterrupt:
-        log.print("Interrupted. The finished runs are kept: give the same command with `--resume` to go on.")
+        if launched():
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # torchrun passes on what the terminal may have sent already
+        if first():
+            log.print("Interrupted. The finished runs are kept: give the same command with `--resume` to go on.")
         raise typer.Exit(INTERRUPTED) from None
 
 

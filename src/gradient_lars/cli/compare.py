@@ -2,9 +2,9 @@
 
 import importlib.metadata
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -13,10 +13,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.text import Text
 
 import gradient_lars
+from gradient_lars.cli.cluster import ALONE, Cluster, joined
 from gradient_lars.cli.data import Dataset, Split, load
 from gradient_lars.cli.errors import CommandError
 from gradient_lars.cli.files import check_writable, write_errors
-from gradient_lars.cli.records import FINAL, TUNE, Experiment, Run
+from gradient_lars.cli.records import FINAL, TUNE, Experiment, RateSample, Run
 from gradient_lars.cli.report import PLOT, RATES, RESULTS, recorded_rates, report
 from gradient_lars.cli.results import ResultsFile, write_rates
 from gradient_lars.cli.settings import LARS, OPTIMIZERS, Settings, n_steps, resolve_batch_sizes
@@ -30,6 +31,8 @@ SMALL = 2**20
 def compare(settings: Settings, *, resume: bool, overwrite: bool, output: Console, log: Console) -> None:
     """Run what is missing of a comparison, then print and draw it.
 
+    Where ``torchrun`` started several processes they train together, and the first of them prints and writes.
+
     Args:
         settings: the checked options.
         resume: go on with the runs that `settings.out` has.
@@ -41,24 +44,34 @@ def compare(settings: Settings, *, resume: bool, overwrite: bool, output: Consol
         CommandError: a mistake of the user's; nothing was written if it was there from the beginning.
         KeyboardInterrupt: the runs that ended are kept.
     """
-    device = resolve_device(settings.device)
-    data = load(settings.data, settings.data_dir)
-    experiment = describe(settings, data, device)
-    results = _open_results(settings.out, experiment, resume=resume, overwrite=overwrite, log=log)
-    with write_errors(settings.out):
-        with torch.backends.cudnn.flags(benchmark=False, deterministic=True), _threads(data):
-            _Session(experiment, data, device, results, log).run()
-        report(results.path, settings.out, output)
+    with joined(settings.shard) as cluster:
+        with cluster.agree():
+            device = resolve_device(settings.device, cluster)
+            data = load(settings.data, settings.data_dir)
+            experiment = describe(settings, data, cluster)
+        with cluster.agree():
+            _check_same(cluster, experiment)
+        with cluster.agree():
+            cluster.use(device)
+        log = log if cluster.rank == 0 else Console(quiet=True)
+        with write_errors(settings.out):
+            runs = cluster.once(
+                lambda: _open_results(settings.out, experiment, resume=resume, overwrite=overwrite, log=log).runs
+            )
+            results = ResultsFile(settings.out / RESULTS, experiment, runs)
+            with torch.backends.cudnn.flags(benchmark=False, deterministic=True), _threads(data):
+                _Session(experiment, data, device, results, log, cluster).run()
+            cluster.once(lambda: report(results.path, settings.out, output))
 
 
-def resolve_device(name: str) -> torch.device:
-    """Return the device called `name` after trying it.
+def resolve_device(name: str, cluster: Cluster = ALONE) -> torch.device:
+    """Return this process's device where the user named `name`, after trying it.
 
     Raises:
         CommandError: there is no such device here.
     """
     try:
-        device = torch.device(name)
+        device = cluster.own_device(torch.device(name))
         torch.zeros(1, device=device).add_(1).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0].rstrip(".")
@@ -68,7 +81,7 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def describe(settings: Settings, data: Dataset, device: torch.device) -> Experiment:
+def describe(settings: Settings, data: Dataset, cluster: Cluster) -> Experiment:
     """Return what identifies the comparison, for its results file."""
     return Experiment(
         data=data.name,
@@ -76,7 +89,7 @@ def describe(settings: Settings, data: Dataset, device: torch.device) -> Experim
         n_train=len(data.train),
         n_val=len(data.val),
         n_test=len(data.test),
-        batch_sizes=resolve_batch_sizes(settings.batch_sizes, len(data.train)),
+        batch_sizes=resolve_batch_sizes(settings.batch_sizes, len(data.train), cluster.size),
         sgd_learning_rates=settings.learning_rates["sgd"],
         lars_learning_rates=settings.learning_rates["lars"],
         tuning_seeds=TUNING_SEEDS,
@@ -86,10 +99,23 @@ def describe(settings: Settings, data: Dataset, device: torch.device) -> Experim
         weight_decay=settings.weight_decay,
         threshold=settings.threshold,
         eps=settings.eps,
-        device=str(device),
+        device=str(torch.device(settings.device)),
         torch=importlib.metadata.version("torch"),
         gradient_lars=gradient_lars.__version__,
+        world_size=cluster.size,
+        shard=cluster.shard,
     )
+
+
+def _check_same(cluster: Cluster, experiment: Experiment) -> None:
+    first = cluster.gather(experiment)[0]
+    for field in fields(Experiment):
+        own, other = getattr(experiment, field.name), getattr(first, field.name)
+        if own != other:
+            raise CommandError(
+                f"process {cluster.rank} has {field.name} = {own}, process 0 has {other}: "
+                "give the same command, data and versions on every machine."
+            )
 
 
 def _open_results(out: Path, experiment: Experiment, *, resume: bool, overwrite: bool, log: Console) -> ResultsFile:
@@ -140,6 +166,7 @@ class _Session:
     device: torch.device
     results: ResultsFile
     log: Console
+    cluster: Cluster
 
     def run(self) -> None:
         """Run everything that the results file does not hold yet."""
@@ -153,7 +180,7 @@ class _Session:
             TextColumn("left"),
             TimeRemainingColumn(),
         )
-        shown = self.log.is_terminal
+        shown = self.log.is_terminal and self.cluster.rank == 0
         with Progress(*columns, console=self.log, transient=True, disable=not shown) as progress:
             self._progress = progress
             self._task = progress.add_task("", total=self.experiment.n_runs)
@@ -182,16 +209,25 @@ class _Session:
             self._progress.advance(self._task)
             return found
         try:
-            run = self._train(phase, batch_size, optimizer, lr, seed)
+            run, rates = self._train(phase, batch_size, optimizer, lr, seed)
         except torch.OutOfMemoryError:
-            raise CommandError(
+            raise self.cluster.failure(
                 f"`--batch-sizes`: a batch of {batch_size} does not fit into the memory of {self.device}: "
                 "leave it out; the finished runs are kept."
             ) from None
+        # All go on with the first process's figures, so that they choose the same learning rate.
+        return self.cluster.once(lambda: self._keep(run, rates))
+
+    def _keep(self, run: Run, rates: Sequence[RateSample]) -> Run:
+        if rates:
+            # Before the row: a results file that has the row then has the rates as well.
+            write_rates(self.results.path.with_name(RATES), rates)
         self.results.append(run)
         return run
 
-    def _train(self, phase: str, batch_size: int, optimizer: str, lr: float, seed: int) -> Run:
+    def _train(
+        self, phase: str, batch_size: int, optimizer: str, lr: float, seed: int
+    ) -> tuple[Run, tuple[RateSample, ...]]:
         setup = self.experiment
         recipe = Recipe(
             optimizer,
@@ -212,16 +248,14 @@ class _Session:
             self.data.n_classes,
             record_rates=record,
             on_epoch=self._epoch_callback(),
+            cluster=self.cluster,
         )
-        accuracy, loss = evaluate(fitted.network, self._splits["val"])
+        accuracy, loss = evaluate(fitted.network, self._splits["val"], self.cluster)
         # The test split is looked at here only: once for each final run.
-        tested = evaluate(fitted.network, self._on_device(self.data.test))[0] if phase == FINAL else None
-        if record:
-            # Before the row: a results file that has the row then has the rates as well.
-            write_rates(self.results.path.with_name(RATES), fitted.rates)
+        tested = evaluate(fitted.network, self._on_device(self.data.test), self.cluster)[0] if phase == FINAL else None
         steps = n_steps(setup.n_train, batch_size, setup.epochs)
         diverged = fitted.diverged or loss == float("inf")
-        return Run(
+        run = Run(
             phase,
             batch_size,
             steps,
@@ -234,6 +268,7 @@ class _Session:
             diverged,
             round(fitted.seconds, 3),
         )
+        return run, fitted.rates
 
     def _epoch_callback(self) -> Callable[[], None]:
         share = 1 / self.experiment.epochs

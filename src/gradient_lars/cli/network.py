@@ -1,19 +1,24 @@
 """The network that both optimizers train: three convolutions with batch normalisation."""
 
 from collections import OrderedDict
+from collections.abc import Callable
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 WIDTH = 8
 _CHUNK = 1024
 
 
-def build_network(channels: int, n_classes: int, seed: int) -> nn.Sequential:
+def build_network(
+    channels: int, n_classes: int, seed: int, norm: Callable[[int], nn.Module] = nn.BatchNorm2d
+) -> nn.Sequential:
     """Return the network with initial weights that depend on `seed` alone; the global generator is left as it was.
 
     Three 3x3 convolutions (8, 16, 32 channels; strides 1, 2, 2), each with batch normalisation and ReLU, the mean over
-    the image, and one linear layer. The weights are channels_last, which takes a third off the time of a step on a CPU.
+    the image, and one linear layer; `norm` makes a batch normalisation of so many channels. The weights are
+    channels_last, which takes a third off the time of a step on a CPU.
     """
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     with torch.random.fork_rng(devices=[]):
@@ -22,7 +27,7 @@ def build_network(channels: int, n_classes: int, seed: int) -> nn.Sequential:
         for index, stride in enumerate((1, 2, 2), start=1):
             outputs = WIDTH * 2 ** (index - 1)
             layers[f"conv{index}"] = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
-            layers[f"norm{index}"] = nn.BatchNorm2d(outputs)
+            layers[f"norm{index}"] = norm(outputs)
             layers[f"relu{index}"] = nn.ReLU()
             inputs = outputs
         layers["mean"] = _SpatialMean()
@@ -37,19 +42,21 @@ class _SpatialMean(nn.Module):
 
 
 @torch.no_grad()
-def recompute_statistics(network: nn.Module, x: torch.Tensor) -> None:
+def recompute_statistics(
+    network: nn.Module, x: torch.Tensor, part: Callable[[torch.Tensor], torch.Tensor] = lambda chunk: chunk
+) -> None:
     """Replace the running statistics of batch normalisation by those of `x` under the present weights.
 
     A run of 20 steps is too short for a running mean to follow the weights, and a run of 640 is not: recomputed, the
-    statistics favour no batch size.
+    statistics favour no batch size. Of each chunk of `x` this process takes the rows that `part` returns.
     """
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # cumulative average over the chunks
     network.train()
     for chunk in torch.tensor_split(x, -(-len(x) // _CHUNK)):
-        network(chunk)
+        network(part(chunk))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

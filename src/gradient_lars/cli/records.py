@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gradient_lars.cli.settings import OPTIMIZERS, SGD, n_steps
+from gradient_lars.cli.settings import FSDP2, OPTIMIZERS, SGD, UNSHARDED, n_steps
 
 TUNE = "tune"
 FINAL = "final"
@@ -34,6 +34,8 @@ class Experiment:
     device: str
     torch: str
     gradient_lars: str
+    world_size: int = 1
+    shard: str = UNSHARDED
 
     def grid(self, optimizer: str) -> tuple[float, ...]:
         """Return the learning rates tried for `optimizer`, ascending."""
@@ -97,7 +99,7 @@ class RateSample:
 
 def check_experiment(experiment: Experiment) -> None:
     """Raise ValueError where `experiment` has what no comparison has."""
-    for name in ("n_train", "n_val", "n_test", "tuning_seeds", "seeds", "epochs"):
+    for name in ("n_train", "n_val", "n_test", "tuning_seeds", "seeds", "epochs", "world_size"):
         value = getattr(experiment, name)
         _require(1 <= value <= _LARGEST, name, "a whole number from 1 to 1e12", value)
     _require(0 <= experiment.momentum < 1, "momentum", "in [0, 1)", experiment.momentum)
@@ -110,6 +112,8 @@ def check_experiment(experiment: Experiment) -> None:
         _require(_ascending(values), name, "ascending numbers, at least one", " ".join(map(str, values)))
     sizes = experiment.batch_sizes
     _require(sizes[0] >= 2 and sizes[-1] <= experiment.n_train, "batch_sizes", "from 2 to `n_train`", sizes)
+    _require(sizes[0] >= experiment.world_size, "world_size", "at most the smallest batch", experiment.world_size)
+    _among((UNSHARDED, FSDP2), "shard", experiment.shard)
     for name in ("sgd_learning_rates", "lars_learning_rates"):
         grid = getattr(experiment, name)
         _require(grid[0] > 0 and grid[-1] < math.inf, name, "positive and finite", grid)

@@ -4,7 +4,7 @@ import csv
 import io
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, fields
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,9 @@ from gradient_lars.cli.files import atomic
 from gradient_lars.cli.records import Experiment, RateSample, Run, check_experiment, check_run, check_samples
 
 _COLUMNS = [field.name for kind in (Experiment, Run) for field in fields(kind)]
+# Of a comparison in one process these are left out.
+_DEFAULTS = {field.name: str(field.default) for field in fields(Experiment) if field.default is not MISSING}
+_COLUMNS_ALONE = [column for column in _COLUMNS if column not in _DEFAULTS]
 
 
 class ResultsFile:
@@ -50,13 +53,17 @@ class ResultsFile:
 
     def _rewritten(self) -> "ResultsFile":
         with atomic(self.path) as temporary:
-            text = _lines([_COLUMNS, *(self._row(run) for run in self.runs)])
+            text = _lines([self._columns(), *(self._row(run) for run in self.runs)])
             temporary.write_text(text, encoding="utf-8", newline="")
         return self
 
     def _row(self, run: Run) -> list[str]:
         cells = {**_plain(self.experiment), **_plain(run)}
-        return [_cell(cells[column]) for column in _COLUMNS]
+        return [_cell(cells[column]) for column in self._columns()]
+
+    def _columns(self) -> list[str]:
+        alone = all(_cell(getattr(self.experiment, name)) == default for name, default in _DEFAULTS.items())
+        return _COLUMNS_ALONE if alone else _COLUMNS
 
 
 def read_results(path: Path) -> tuple[Experiment | None, list[Run]]:
@@ -66,13 +73,13 @@ def read_results(path: Path) -> tuple[Experiment | None, list[Run]]:
         CommandError: the file cannot be read, is not such a file, or mixes experiments.
     """
     (_, header), *lines = _read_rows(path) or [(1, [])]
-    if header != _COLUMNS:
+    if header not in (_COLUMNS, _COLUMNS_ALONE):
         raise CommandError(f"{path} is not a results file of this version: its columns are others. Name another one.")
     experiment: Experiment | None = None
     runs: dict[Any, tuple[int, Run]] = {}
     for number, line in lines:
         try:
-            cells = _named(_COLUMNS, line)
+            cells = {**_DEFAULTS, **_named(header, line)}
             found = _parse(Experiment, cells)
             if experiment is None:
                 check_experiment(found)

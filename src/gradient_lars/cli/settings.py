@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gradient_lars.cli.errors import CommandError
+from gradient_lars.cli.launch import launched
 
 SGD = "sgd"
 LARS = "lars"
@@ -13,6 +14,8 @@ OPTIMIZERS = (SGD, LARS)
 FULL = "full"
 DIGITS = "digits"
 FASHION_MNIST = "fashion-mnist"
+UNSHARDED = "none"
+FSDP2 = "fsdp2"
 
 # Both grids have 6 values a factor of 3 apart over 2.5 decades. They bracket the best rate of the default run (digits,
 # 20 epochs) at every default batch size; LARS's rates are lower because its lr is about the relative change of a layer
@@ -46,6 +49,7 @@ class Settings:
     eps: float
     device: str
     out: Path
+    shard: str = UNSHARDED
 
     def __post_init__(self) -> None:
         """Check every number and the data set's name."""
@@ -69,6 +73,13 @@ class Settings:
             raise CommandError(f"`--threshold` must be >= 0, got {self.threshold:g}: 0 adapts every layer.")
         if not 0 <= self.momentum < 1:
             raise CommandError(f"`--momentum` must be in [0, 1), got {self.momentum:g}: 0.9 is usual.")
+        if self.shard not in (UNSHARDED, FSDP2):
+            raise CommandError(f"`--shard` is `{self.shard}`, which is unknown: give `{FSDP2}` or `{UNSHARDED}`.")
+        if self.shard == FSDP2 and not launched():
+            raise CommandError(
+                f"`--shard {FSDP2}` divides the parameters among processes, and this is one alone: "
+                "start them with `torchrun --nproc-per-node 4 -m gradient_lars compare`, or leave `--shard` out."
+            )
 
 
 def parse_batch_sizes(text: str | None) -> tuple[int | str, ...]:
@@ -91,22 +102,28 @@ def parse_batch_sizes(text: str | None) -> tuple[int | str, ...]:
     return tuple(sizes)
 
 
-def resolve_batch_sizes(sizes: Sequence[int | str], n_train: int) -> tuple[int, ...]:
+def resolve_batch_sizes(sizes: Sequence[int | str], n_train: int, world_size: int = 1) -> tuple[int, ...]:
     """Return ascending, distinct batch sizes for a training split of `n_train` images.
 
-    Without `sizes` they are the whole split and the powers of two at or below its half, quarter and sixteenth.
+    Without `sizes` they are the whole split and the powers of two at or below its half, quarter and sixteenth, of
+    which those that do not give each of `world_size` processes an image are left out.
 
     Raises:
-        CommandError: a batch is larger than the split.
+        CommandError: a batch is larger than the split, or has fewer images than there are processes.
     """
     if not sizes:
         powers = [2 ** int(math.log2(n_train / part)) for part in (2, 4, 16) if n_train / part >= 2]
-        sizes = [*powers, n_train]
+        sizes = [*(power for power in powers if power >= world_size), n_train]
     resolved = sorted({n_train if size == FULL else int(size) for size in sizes})
     if resolved[-1] > n_train:
         raise CommandError(
             f"`--batch-sizes` asks for {resolved[-1]}, but the training split has {n_train} images: "
             "give a smaller one, or `full` for all of them."
+        )
+    if resolved[0] < world_size:
+        raise CommandError(
+            f"`--batch-sizes`: a batch of {resolved[0]} has no image for some of the {world_size} processes: "
+            "give a larger one, or start fewer processes."
         )
     return tuple(resolved)
 

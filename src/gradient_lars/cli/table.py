@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gradient_lars.cli.records import Experiment
-from gradient_lars.cli.settings import OPTIMIZERS
+from gradient_lars.cli.settings import OPTIMIZERS, UNSHARDED
 from gradient_lars.cli.summary import LABELS, Cell, conclusion
 
 WIDTH = 80
@@ -31,6 +31,10 @@ def build_table(console: Console, experiment: Experiment, cells: Sequence[Cell])
     """Return one line per batch size; per optimizer the chosen rate, the test accuracy and the time of a run."""
     epochs = f"{experiment.epochs} epoch{'s' if experiment.epochs > 1 else ''}"
     title = f"{experiment.data}: {experiment.n_train} training images, {epochs}"
+    if experiment.world_size > 1:
+        title += f", {experiment.world_size} processes"
+    if experiment.shard != UNSHARDED:
+        title += f", {experiment.shard}"
     table = Table(title=Text(title), box=box.SIMPLE_HEAD, title_style="bold", padding=(0, 1))
     table.add_column("batch", justify="right")
     table.add_column("steps", justify="right")

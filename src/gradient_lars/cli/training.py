@@ -11,6 +11,7 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import LinearLR, LRScheduler, PolynomialLR, SequentialLR
 
 from gradient_lars import GradientLARS
+from gradient_lars.cli.cluster import ALONE, Cluster
 from gradient_lars.cli.network import build_network, recompute_statistics
 from gradient_lars.cli.records import RateSample
 from gradient_lars.cli.settings import LARS, n_steps
@@ -47,10 +48,14 @@ class Batch:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A trained network; `diverged` says that its loss was not finite at some step (training ended there)."""
+    """A trained network; `diverged` says that its loss was not finite at some step (training ended there).
+
+    `losses` are the mean losses of the batches, one for each step.
+    """
 
     network: nn.Module
     diverged: bool
+    losses: tuple[float, ...]
     seconds: float
     rates: tuple[RateSample, ...]
 
@@ -95,8 +100,11 @@ def fit(
     *,
     record_rates: bool = False,
     on_epoch: Callable[[], None] = lambda: None,
+    cluster: Cluster = ALONE,
 ) -> Fitted:
     """Train one network on `train` and recompute its batch statistics there.
+
+    Every process of `cluster` takes its part of the same batches; the network that comes out is that of one process.
 
     Args:
         recipe: the optimizer and its settings.
@@ -104,48 +112,62 @@ def fit(
         n_classes: number of outputs.
         record_rates: keep the rates of the layers (LARS only), of at most `RECORDED_STEPS` steps evenly spaced.
         on_epoch: called after each epoch, also for those that a diverged run no longer trains.
+        cluster: the processes that train together.
 
     Returns:
-        The network, whether it diverged, the time that training took, and the rates.
+        The network, whether it diverged, the losses, the time that training took, and the rates.
     """
     device = train.x.device
-    network = build_network(train.x.shape[1], n_classes, recipe.seed).to(device)
+    network = build_network(train.x.shape[1], n_classes, recipe.seed, cluster.norm).to(device)
+    model = cluster.spread(network)
     optimizer, handle = _build_optimizer(recipe, network)
     steps = n_steps(len(train.y), recipe.batch_size, recipe.epochs)
     schedule = build_schedule(optimizer, steps)
     stride = math.ceil(steps / RECORDED_STEPS)
     rates: list[RateSample] = []
-    failed = torch.zeros((), dtype=torch.bool, device=device)
+    losses: list[float] = []
     step, diverged, start = 0, False, time.perf_counter()
-    network.train()
+    model.train()
     for batches in batch_order(len(train.y), recipe):
+        own_losses = []
         for indices in batches if not diverged else ():
-            chosen = indices.to(device)
+            chosen = cluster.part(indices).to(device)
             optimizer.zero_grad()
-            loss = functional.cross_entropy(network(train.x[chosen]), train.y[chosen])
+            # Of parts that differ in size the mean over the processes is weighted: it is that over the batch.
+            weight = len(chosen) * cluster.size / len(indices)
+            loss = weight * functional.cross_entropy(model(train.x[chosen]), train.y[chosen])
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
-            failed |= ~loss.detach().isfinite()
+            own_losses.append(loss.detach())
             if record_rates and handle is not None and step % stride == 0:
                 rates.extend(_read_rates(handle, step))
             step += 1
-        diverged = bool(failed)  # the host waits for the device here only, once per epoch
+        if own_losses:
+            # The host waits for the device here only, once per epoch. All processes see the same losses and agree.
+            losses += cluster.total(torch.stack(own_losses).cpu() / cluster.size).tolist()
+            diverged = not all(map(math.isfinite, losses))
         on_epoch()
     seconds = time.perf_counter() - start
-    recompute_statistics(network, train.x)
-    return Fitted(network, diverged, seconds, tuple(rates))
+    recompute_statistics(network, train.x, cluster.part)
+    return Fitted(network, diverged, tuple(losses), seconds, tuple(rates))
 
 
 @torch.no_grad()
-def evaluate(network: nn.Module, split: Batch) -> tuple[float, float]:
-    """Return accuracy (0 to 1) and mean cross-entropy; a loss that is not finite is returned as infinity."""
+def evaluate(network: nn.Module, split: Batch, cluster: Cluster = ALONE) -> tuple[float, float]:
+    """Return accuracy (0 to 1) and mean cross-entropy; a loss that is not finite is returned as infinity.
+
+    Every process of `cluster` takes its part of `split`, and all return the result for the whole of it.
+    """
     network.eval()
     correct, loss = 0.0, 0.0
-    for x, y in zip(*(torch.split(part, _EVALUATION_CHUNK) for part in (split.x, split.y)), strict=True):
+    # Split before it is shared out, so that every process calls a sharded network as often as the others.
+    size = _EVALUATION_CHUNK * cluster.size
+    for x, y in zip(*(map(cluster.part, torch.split(part, size)) for part in (split.x, split.y)), strict=True):
         outputs = network(x)
         correct += (outputs.argmax(1) == y).sum().item()
         loss += functional.cross_entropy(outputs, y, reduction="sum").item()
+    correct, loss = cluster.total(torch.tensor([correct, loss], dtype=torch.float64)).tolist()
     mean = loss / len(split.y)
     return correct / len(split.y), mean if math.isfinite(mean) else math.inf
 
