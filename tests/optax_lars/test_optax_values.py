@@ -1,11 +1,15 @@
 """``scale_by_gradient_lars`` on every case against the float64 reference: its updates and the figures in its state."""
 
+import doctest
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from gradient_lars.optax import lars as lars_optimizer
 from gradient_lars.optax import scale_by_gradient_lars
 from jax_cases import CASES, dtype_of, layer, structure, to_jax, to_wide, x64
 from reference import assert_close, lars
@@ -162,3 +166,10 @@ def test_chained_with_others_its_rates_are_found():
     assert float(optax.tree_utils.tree_get(state, "rate")["w"]) == 0.0
     _, state = chain.update({"w": jnp.array([0.3, 0.4])}, state, params)
     assert_close(optax.tree_utils.tree_get(state, "rate")["w"], 10.0, "float32")
+
+
+@pytest.mark.parametrize("documented", [scale_by_gradient_lars, lars_optimizer])
+def test_examples_in_docstrings(documented):
+    result = doctest.testmod(inspect.getmodule(documented))
+    assert result.attempted > 5
+    assert result.failed == 0

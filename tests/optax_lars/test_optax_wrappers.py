@@ -67,11 +67,25 @@ def test_injected_settings_of_the_optimizer_are_those_of_the_plain_one(settings)
 def test_injected_settings_leave_a_tree_of_mixed_types_as_it_is():
     # They all come in the widest type of the tree: bfloat16 must stay bfloat16, or the second step compiles again.
     params = {"wide": jnp.ones((3, 2)), "narrow": jnp.ones(3, jnp.bfloat16)}
+    types = jax.tree.map(lambda p: p.dtype, params)
     for settings in ({}, {"nesterov": True}, {"lr_in_momentum": False}):
         optimizer = optax.inject_hyperparams(lars)(learning_rate=1.0, **settings)
         state = optimizer.init(params)
-        _, after = optimizer.update(params, state, params)
+        updates, after = optimizer.update(params, state, params)
         assert structure(after) == structure(state)
+        assert jax.tree.map(lambda u: u.dtype, updates) == types
+    plain = optax.inject_hyperparams(lambda learning_rate: lars(learning_rate, momentum=0))(1.0)
+    updates, _ = plain.update(params, plain.init(params), params)
+    assert jax.tree.map(lambda u: u.dtype, updates) == types
+
+
+def test_gradients_narrower_than_the_parameters_lose_nothing_in_the_momentum():
+    params, grads = jnp.full(3, 2.0), jnp.full(3, 0.1, jnp.bfloat16)
+    optimizer = lars(1.0, trust_coefficient=1.0)
+    state = optimizer.init(params)
+    for _ in range(2):
+        updates, state = optimizer.update(grads, state, params)
+    assert updates.dtype == state[2].trace.dtype == jnp.float32
 
 
 def test_multi_transform_gives_each_part_its_own():

@@ -111,15 +111,21 @@ def _scale_by_learning_rate(learning_rate: Any) -> Any:
 
 
 def _trace(momentum: Number, *, nesterov: bool) -> Any:
-    """Return ``optax.trace`` with a state that keeps its types and its structure."""
+    """Return ``optax.trace`` with updates and state in the parameters' types, and a state that keeps its structure."""
     inner = optax.trace(momentum, nesterov=nesterov)
 
     def update(updates: PyTree, state: PyTree, params: PyTree = None, **extra_args: Any) -> tuple[PyTree, PyTree]:
-        updates, after = inner.update(updates, state, params)
+        stepped, after = inner.update(updates, state, params)
+
         # A momentum that is an array widens what it meets, and where there is no update the momentum would be lost.
-        kept = jax.tree.map(
-            lambda new, old: old if new is None else new.astype(old.dtype), after, state, is_leaf=is_none
-        )
-        return updates, kept
+        def typed(new: Any, old: Any) -> Any:
+            return None if new is None else new.astype(old.dtype)
+
+        def kept(new: Any, old: Any) -> Any:
+            return old if new is None else typed(new, old)
+
+        before = state.trace
+        trace = jax.tree.map(kept, after.trace, before, is_leaf=is_none)
+        return jax.tree.map(typed, stepped, before, is_leaf=is_none), after._replace(trace=trace)
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
