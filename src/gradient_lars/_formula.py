@@ -63,7 +63,7 @@ def rate(
     denominator = eps + g_norm + weight_decay * p_norm
     scaled = adapted(p_norm, threshold=threshold) & (denominator != 0.0)
     ratio = p_norm / where(scaled, denominator, 1.0)
-    # One that JAX traces has no value to compare with yet.
+    # A number that JAX traces has no value to compare with yet.
     if not isinstance(trust_coefficient, float) or trust_coefficient != 1.0:
         ratio = trust_coefficient * ratio
     if clip_lr is not None:
