@@ -34,7 +34,7 @@ def test_chainer_blocks_run_in_a_process_of_their_own():
 
 
 def test_code_blocks_run_one_after_the_other(capsys):
-    assert len(BLOCKS) == 5
+    assert len(BLOCKS) == 6
     assert len(_blocks(chainer=True)) == 2
     namespace = {}
     for block in _blocks(chainer=False):
@@ -43,6 +43,9 @@ def test_code_blocks_run_one_after_the_other(capsys):
     assert [line.split()[0] for line in lines[:2]] == ["0.weight", "2.weight"]
     assert all(line.endswith("True") for line in lines[:2])
     assert any("0.bias" in line for line in lines[2:])
+    rates = namespace["optax"].tree_utils.tree_get(namespace["state"], "rate")
+    assert 0 < float(rates["kernel"]) < 0.1
+    assert float(rates["bias"]) == 1.0
 
 
 def test_tables_are_current():

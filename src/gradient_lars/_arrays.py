@@ -84,7 +84,7 @@ def _library_of(data: Any, grad: Any) -> tuple[ArrayLibrary, Any, Any]:
             return _library_of(from_chx(data), from_chx(grad))
     raise TypeError(
         f"`param.data` must be an array of NumPy, CuPy, ChainerX or PyTorch, got {type(data).__name__}. "
-        "JAX arrays cannot change in place: use an optax transformation there."
+        "JAX arrays cannot change in place: use gradient_lars.optax there."
     )
 
 

@@ -13,7 +13,7 @@ def _choose(condition: Any, if_true: Any, if_false: Any) -> Any:
     return if_true if condition else if_false
 
 
-def adapted(p_norm: Any, *, threshold: float) -> Any:
+def adapted(p_norm: Any, *, threshold: Any) -> Any:
     """Whether a layer is adapted: its weight norm is strictly above the threshold."""
     return p_norm > threshold
 
@@ -22,10 +22,10 @@ def rate(
     p_norm: Any,
     g_norm: Any,
     *,
-    threshold: float,
+    threshold: Any,
     weight_decay: Any,
-    eps: float,
-    trust_coefficient: float = 1.0,
+    eps: Any,
+    trust_coefficient: Any = 1.0,
     clip_lr: Any = None,
     min_rate: float = 0.0,
     max_rate: float = INFINITY,
@@ -63,7 +63,8 @@ def rate(
     denominator = eps + g_norm + weight_decay * p_norm
     scaled = adapted(p_norm, threshold=threshold) & (denominator != 0.0)
     ratio = p_norm / where(scaled, denominator, 1.0)
-    if trust_coefficient != 1.0:
+    # A number that JAX traces has no value to compare with yet.
+    if not isinstance(trust_coefficient, float) or trust_coefficient != 1.0:
         ratio = trust_coefficient * ratio
     if clip_lr is not None:
         ratio = where(ratio >= clip_lr, 1.0, ratio / clip_lr)

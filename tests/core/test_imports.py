@@ -73,6 +73,10 @@ GradientLARS(weight_decay=0.1)(None, types.SimpleNamespace(data=numpy.ones(3), g
     assert loaded_after(code) == ["numpy"]
 
 
+def test_the_jax_side_loads_only_jax():
+    assert loaded_after("import gradient_lars.optax") == ["numpy", "jax", "optax"]
+
+
 def violations(sources):
     """Return what is wrong with the imports of a package, given as source text by path below it."""
     found = []

@@ -24,8 +24,9 @@ SUITES = {
     "chainer": ["chainer_hook/test_chainer_goldens.py", "-k", "float64"],
     "loop": ["torch_hook/test_values.py", "-k", "one_layer and loop"],
     "foreach": ["torch_hook/test_values.py", "-k", "one_layer and foreach"],
+    "optax": ["optax_lars/test_optax_values.py", "-k", "test_all_layers_in_one_tree and eager"],
 }
-PATHS = ("numpy", "chainer", "loop", "foreach")
+PATHS = ("numpy", "chainer", "loop", "foreach", "optax")
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ MUTANTS = [
         "_formula.py",
         "adapted(p_norm, threshold=threshold) & (denominator != 0.0)",
         "adapted(p_norm, threshold=threshold)",
-        suites=("numpy", "loop", "foreach"),
+        suites=("numpy", "loop", "foreach", "optax"),
     ),
     Mutant(
         "no decay below the threshold",
@@ -113,6 +114,27 @@ MUTANTS = [
         "norms([layer.grad for layer in layers])",
         "norms([layer.grad + weight_decay * layer.param for layer in layers])",
         suites=("foreach",),
+    ),
+    Mutant(
+        "no decay below the threshold",
+        "optax/_rescale.py",
+        "scaled + decay * _widened(p)",
+        "scaled + decay * _widened(p) * (p_norm > threshold)",
+        suites=("optax",),
+    ),
+    Mutant(
+        "decay not scaled by the rate",
+        "optax/_rescale.py",
+        "scaled + decay * _widened(p)",
+        "scaled + decay * _widened(p) / rate",
+        suites=("optax",),
+    ),
+    Mutant(
+        "norm after the decay",
+        "optax/_rescale.py",
+        "_norm(p), _norm(g)",
+        "_norm(p), _norm(g + weight_decay * p)",
+        suites=("optax",),
     ),
 ]
 
