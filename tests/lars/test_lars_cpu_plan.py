@@ -271,7 +271,17 @@ def test_it_is_kept_when_the_same_is_to_be_stepped(change, monkeypatch):
 
 
 class Marked(torch.Tensor):
-    """A gradient that may be anything."""
+    """A tensor that may be anything."""
+
+
+def test_parameters_it_does_not_know():
+    """Such as a sharded one, whose other ranks take part in the step whether it has a gradient here or not."""
+    named = network(shapes=SHAPES)
+    optimizer = LARS([*named, ("marked", torch.nn.Parameter(torch.ones(3).as_subclass(Marked)))], **SETTINGS)
+    for step in range(2):
+        set_gradients(named, step)
+        checked_step(optimizer)
+    assert optimizer._last.fused is None
 
 
 def test_gradients_it_does_not_know(monkeypatch):

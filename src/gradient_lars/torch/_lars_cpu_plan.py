@@ -5,6 +5,7 @@ not layer by layer, and goes on to norms and updates. What it does not recognise
 changed, and the optimizer makes a new one or takes the step layer by layer.
 """
 
+import dataclasses
 from collections.abc import Hashable
 from itertools import repeat
 from operator import attrgetter, is_, is_not, itemgetter
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from gradient_lars import _formula
 from gradient_lars.torch import _lars_cpu, _lars_cpu_small
@@ -41,9 +43,12 @@ def plan(layers: list[LarsLayer], params: list[Tensor], optimizer: Any) -> "Plan
     # Whether to step at all is known after all norms only: `_lars_cpu` does that, and a first step, layer by layer.
     if optimizer.skip_nonfinite or not _unscaled(LossScale.of(optimizer)):
         return None
+    # Of a sharded parameter, other ranks may wait for this one's word even where it has no gradient here.
+    if not {type(param) for group in optimizer.param_groups for param in group["params"]} <= {Parameter, Tensor}:
+        return None
     for layer, param in zip(layers, params, strict=True):
-        tensors = [layer.param, *([] if layer.momentum is None else [layer.momentum])]
-        if layer.param is not param or type(param) not in (torch.nn.Parameter, Tensor):
+        tensors = [param, *([] if layer.momentum is None else [layer.momentum])]
+        if layer.param is not param:
             return None
         if layer.param.device.type != "cpu" or layer.fresh or layer.group["trust_clip"]:
             return None
@@ -58,8 +63,7 @@ class Plan:
     """The step of one optimizer on the CPU, for as long as its tensors stay what they are; see `plan`."""
 
     def __init__(self, layers: list[LarsLayer], optimizer: Any) -> None:
-        self._groups = optimizer.param_groups
-        self._each_group = list(self._groups)
+        self._groups = list(optimizer.param_groups)
         self._structure = self._read_structure()
         self._master_weights = optimizer.master_weights
         self._all_params = [param for group in self._groups for param in group["params"]]
@@ -77,7 +81,7 @@ class Plan:
         self._strides = list(map(_STRIDE, self._params))
 
         # Without the gradients: they are others in each step, and would be kept alive.
-        self._layers = [_without_grad(layer) for layer in layers]
+        self._layers = [dataclasses.replace(layer, grad=torch.empty(0)) for layer in layers]
         self._buckets: list[_Bucket] = []
         self._present: list[bool] = []
         self._names: tuple[str, ...] = ()
@@ -107,7 +111,7 @@ class Plan:
 
     def _still_valid(self, optimizer: Any) -> bool:
         groups, state = optimizer.param_groups, optimizer.state
-        if groups is not self._groups or not _are(groups, self._each_group):
+        if not _are(groups, self._groups):
             return False
         if optimizer.skip_nonfinite or optimizer.master_weights != self._master_weights:
             return False
@@ -209,12 +213,6 @@ class _Bucket:
 
 def _unscaled(loss_scale: LossScale) -> bool:
     return loss_scale.scale is None and loss_scale.found_inf is None
-
-
-def _without_grad(layer: LarsLayer) -> LarsLayer:
-    return LarsLayer(
-        layer.name, layer.param, torch.empty(0), layer.momentum, layer.master, layer.group, layer.adapted, layer.fresh
-    )
 
 
 def _are(items: list[Any], same: list[Any]) -> bool:
