@@ -249,6 +249,7 @@ KEPT = {
     "a gradient laid out otherwise": lambda o, named: _transposed(named[0][1]),
     "a large gradient laid out otherwise": lambda o, named: _transposed(named[10][1]),
     "a negated gradient": lambda o, named: _negated(named[1][1]),
+    "a large negated gradient": lambda o, named: _negated(named[10][1]),
     "small gradients that are absent": lambda o, named: [setattr(p, "grad", None) for _, p in named[1:5]],
     "a large gradient that is absent": lambda o, named: setattr(named[10][1], "grad", None),
     "no gradient at all": lambda o, named: [setattr(p, "grad", None) for _, p in named],
@@ -341,7 +342,7 @@ def test_a_copy_has_its_own(twin):
 
 def test_gradients_are_not_kept_alive():
     named = network(shapes=SHAPES)
-    optimizer = planned(named, steps=3)
+    optimizer = planned(named)
     kept = [weakref.ref(param.grad) for _, param in named]
     optimizer.zero_grad()
     assert [ref() for ref in kept] == [None] * len(named)
