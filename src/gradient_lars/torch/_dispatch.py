@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from gradient_lars.torch import _foreach, _lars, _lars_cpu, _loop
+from gradient_lars.torch import _foreach, _lars, _lars_cpu, _lars_cpu_plan, _loop
 from gradient_lars.torch._lars import LarsLayer
 from gradient_lars.torch._layers import Layer, LossScale, named_parameters
 from gradient_lars.torch._sharding import Sharding
@@ -86,7 +86,7 @@ class FusedStep(Protocol):
 
 
 def fused_step(layers: list[LarsLayer], optimizer: torch.optim.Optimizer, sharding: Sharding) -> FusedStep | None:
-    """Return the step by Triton's kernels, or None where another path is to be taken.
+    """Return the step by Triton's kernels or the plan of one on the CPU, or None where another path is to be taken.
 
     Raises:
         RuntimeError: a CUDA graph is being captured: what the kernels read must be made before.
@@ -95,8 +95,11 @@ def fused_step(layers: list[LarsLayer], optimizer: torch.optim.Optimizer, shardi
     declined = any(group["differentiable"] or group["foreach"] or group["fused"] is False for group in groups)
     # Triton's interpreter proves the kernels, and is slow: on the CPU only who asks gets it.
     unasked = not any(group["fused"] for group in groups) and any(layer.param.device.type == "cpu" for layer in layers)
-    if not layers or declined or unasked or _why_not_triton(layers):
+    if not layers or declined or torch.compiler.is_compiling():
         return None
+    params = [param for *_, param in named_parameters(optimizer) if param.grad is not None]
+    if unasked or _why_not_triton(layers):
+        return _lars_cpu_plan.plan(layers, params, optimizer)
     if layers[0].param.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
             "LARS is stepped inside a CUDA graph capture with tensors it has not seen before. Take a step outside the "
@@ -104,7 +107,6 @@ def fused_step(layers: list[LarsLayer], optimizer: torch.optim.Optimizer, shardi
         )
     from gradient_lars.torch import _fused, _triton
 
-    params = [param for *_, param in named_parameters(optimizer) if param.grad is not None]
     return _fused.Fused(layers, params, optimizer, sharding, _triton)
 
 

@@ -214,7 +214,7 @@ def multi_tensor_update(bucket: Bucket, rate: Tensor, loss_scale: LossScale, ski
     """Update the layers of a bucket together, with PyTorch's multi-tensor operations."""
     group, layers, dtype = bucket.group, bucket.layers, bucket.wide_dtype
     lr, m = scalar_lr(group), group["momentum"]
-    lr_inside, lr_outside = (lr, 1.0) if group["lr_in_momentum"] else (1.0, lr)
+    lr_inside, lr_outside = (lr, None) if group["lr_in_momentum"] else (1.0, lr)
     w = [layer.weights.to(dtype) for layer in layers]
     factor = bucket.sign * lr_inside * rate
     decay = bucket.sign * group["weight_decay"]
@@ -231,20 +231,30 @@ def multi_tensor_update(bucket: Bucket, rate: Tensor, loss_scale: LossScale, ski
     torch._foreach_mul_(step, list(factor.unbind()))
 
     velocity = step
-    if layers[0].momentum is not None:
+    momenta = [layer.momentum for layer in layers if layer.momentum is not None]
+    if momenta:
         if not layers[0].fresh:
-            velocity = [layer.momentum.to(dtype, copy=True) for layer in layers if layer.momentum is not None]
+            # A copy costs as much as the arithmetic: in place where nothing can take the step back.
+            copy = skip is not None
+            velocity = [momentum.to(dtype, copy=copy) for momentum in momenta]
             torch._foreach_mul_(velocity, m)
             torch._foreach_add_(velocity, step, alpha=1 - group["dampening"])
         step = list(torch._foreach_add(step, velocity, alpha=m)) if group["nesterov"] else velocity
-        _store([layer.momentum for layer in layers if layer.momentum is not None], velocity, skip)
-    new = list(torch._foreach_sub(w, torch._foreach_mul(step, lr_outside)))
+        _store(momenta, velocity, skip)
+    change = step if lr_outside is None else list(torch._foreach_mul(step, lr_outside))
+    if skip is None:
+        torch._foreach_sub_(w, change)
+        new = w
+    else:
+        new = list(torch._foreach_sub(w, change))
     _store([layer.weights for layer in layers], new, skip)
     if layers[0].master is not None:
         _store([layer.param for layer in layers], new, skip)
 
 
 def _store(targets: list[Tensor], values: list[Tensor], skip: Tensor | None) -> None:
+    if targets[0] is values[0]:
+        return
     if skip is not None:
         values = [torch.where(skip, target, value) for target, value in zip(targets, values, strict=True)]
     torch._foreach_copy_(targets, values)
