@@ -74,8 +74,8 @@ MUTANTS = [
     Mutant(
         "no decay below the threshold",
         "torch/_loop.py",
-        "ARRAYS.scale(layer.grad, layer.param, factor, decay)",
-        "ARRAYS.scale(layer.grad, layer.param, factor, decay * (p_norm > threshold))",
+        "ARRAYS.scale(layer.grad, layer.param, factor.reshape(()), decay)",
+        "ARRAYS.scale(layer.grad, layer.param, factor.reshape(()), decay * (p_norm > threshold))",
         suites=("loop",),
     ),
     Mutant(

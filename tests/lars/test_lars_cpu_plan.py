@@ -362,7 +362,7 @@ def test_small_layers_alone():
     named = network(shapes=((4, 3), (5,), (0,)))
     optimizer = LARS(named, **SETTINGS)
     set_gradients(named, 0)
-    layers = optimizer._layers()
+    layers, _ = optimizer._layers()
     grads = [layer.grad for layer in layers]
     scratch = torch.full((_lars_cpu_small.scratch_size([layer.param for layer in layers]),), float("nan"))
     with torch.no_grad():
