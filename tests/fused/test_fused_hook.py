@@ -8,7 +8,7 @@ import torch
 
 from fused.common import NoLaunch, copied, moved, network, set_gradients
 from gradient_lars import GradientLARS
-from gradient_lars.torch import _fused_hook, _triton_hook, add_hook
+from gradient_lars.torch import _dispatch, _fused_hook, _triton_hook, add_hook
 from gradient_lars.torch._fused_tables import CHUNK
 from lars.expected import assert_same
 from reference import assert_close, lars
@@ -363,7 +363,31 @@ def test_nothing_is_made_anew_while_it_is_going(stub, device, monkeypatch):
     assert stub.launches == 2
 
 
-def test_two_layers_of_a_launch_with_thousands_of_others(stub, device):
+def test_a_capture_needs_a_step_before_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    path = _dispatch.HookPath("fused")
+    assert "take a step outside the graph first" in path._prepare([], {"cuda"})
+    assert path._fused is None
+
+
+def test_what_a_graph_reads_lives_as_long_as_the_weights(stub, device, monkeypatch):
+    named = network(device, shapes=((4, 3), (5,)))
+    optimizer, handle = hooked(named)
+    set_gradients(named, 0)
+    optimizer.step()
+    monkeypatch.setattr(_fused_hook, "is_capturing", lambda device: True)
+    optimizer.step()
+    kept = weakref.ref(fused_of(handle)._parts[0][1])
+    handle.remove()
+    del optimizer, handle
+    gc.collect()
+    assert kept() is not None
+    named.clear()
+    gc.collect()
+    assert kept() is None
+
+
+def test_a_launch_of_thousands_of_layers(stub, device):
     named = network(device, shapes=[(2,)] * 3000)
     optimizer, handle = hooked(named)
     set_gradients(named, 0)
