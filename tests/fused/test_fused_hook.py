@@ -10,6 +10,7 @@ from fused.common import NoLaunch, copied, moved, network, set_gradients
 from gradient_lars import GradientLARS
 from gradient_lars.torch import _dispatch, _fused_hook, _triton_hook, add_hook
 from gradient_lars.torch._fused_tables import CHUNK
+from gradient_lars.torch._layers import LossScale
 from lars.expected import assert_same
 from reference import assert_close, lars
 from torch_cases import CASES, SETTINGS, to_numpy
@@ -368,6 +369,11 @@ def test_a_capture_needs_a_step_before_it(monkeypatch):
     path = _dispatch.HookPath("fused")
     assert "take a step outside the graph first" in path._prepare([], {"cuda"})
     assert path._fused is None
+
+
+def test_sharded_parameters_are_refused():
+    with pytest.raises(RuntimeError, match="`path` 'fused' cannot run here: some parameters are sharded"):
+        _dispatch.HookPath("fused").rescale([], LossScale(None, None), object(), threshold=0.0, eps=0.0)
 
 
 def test_what_a_graph_reads_lives_as_long_as_the_weights(stub, device, monkeypatch):
