@@ -12,7 +12,8 @@ import torch
 if not torch.cuda.is_available() and "TRITON_INTERPRET" not in os.environ:
     os.environ["TRITON_INTERPRET"] = "1"
     with contextlib.suppress(ImportError):
-        import gradient_lars.torch._triton  # noqa: F401
+        import gradient_lars.torch._triton
+        import gradient_lars.torch._triton_hook  # noqa: F401
     del os.environ["TRITON_INTERPRET"]
 
 # Chainer 7.8.1 reads np.sctypes, which NumPy 2 no longer has, when it is imported.

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-PATHS = ("loop", "foreach")
+# Those that run wherever PyTorch does, and all.
+PYTORCH_PATHS = ("loop", "foreach")
+PATHS = (*PYTORCH_PATHS, "fused")
 
 
 @dataclass(frozen=True)

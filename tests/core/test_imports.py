@@ -25,6 +25,9 @@ FRAMEWORKS = [
     "rich",
 ]
 
+# Modules of kernels, which need Triton.
+KERNELS = {"_triton", "_triton_hook"}
+
 # A module imports from lower ranks and from its own part. `__init__` offers the hook, so it stands just above it.
 RANKS = {
     "_formula": 0,
@@ -128,11 +131,11 @@ def _wrong(path, part, name, lazily):
         yield f"{part} imports {target}, which has no place in the layout"
     elif target != part and RANKS[target] >= RANKS[part]:
         yield f"{part} imports {target}"
-    if below == "torch._triton" and path != "torch/_triton.py":
-        if path != "torch/_dispatch.py":
-            yield "only torch/_dispatch.py imports _triton"
-        elif not lazily:
-            yield "_triton is to be imported lazily"
+    kernels = below.removeprefix("torch.")
+    if kernels in KERNELS and path != "torch/_dispatch.py":
+        yield f"only torch/_dispatch.py imports {kernels}"
+    elif kernels in KERNELS and not lazily:
+        yield f"{kernels} is to be imported lazily"
 
 
 def _part(module):
@@ -154,6 +157,7 @@ GOOD = {
     "torch/hooks.py": "import torch\nfrom gradient_lars.torch import _dispatch\nfrom gradient_lars import GradientLARS",
     "torch/_dispatch.py": "def fused():\n    from gradient_lars.torch import _triton\n    return _triton",
     "torch/_triton.py": "import triton",
+    "torch/_triton_hook.py": "import triton",
     "optax.py": "import jax\nfrom gradient_lars import _formula",
     "cli/__init__.py": "from gradient_lars import __version__, torch",
 }
@@ -184,6 +188,11 @@ def test_the_check_accepts_the_layout():
             "torch/_dispatch.py",
             "from gradient_lars.torch import _triton",
             "torch/_dispatch.py:1: _triton is to be imported lazily",
+        ),
+        (
+            "torch/_fused_hook.py",
+            "def f():\n    from . import _triton_hook",
+            "torch/_fused_hook.py:2: only torch/_dispatch.py imports _triton_hook",
         ),
         (
             "torch/_dispatch.py",

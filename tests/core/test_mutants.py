@@ -25,6 +25,7 @@ SUITES = {
     "loop": ["torch_hook/test_values.py", "-k", "one_layer and loop"],
     "foreach": ["torch_hook/test_values.py", "-k", "one_layer and foreach"],
     "optax": ["optax_lars/test_optax_values.py", "-k", "test_all_layers_in_one_tree and eager"],
+    "fused": ["torch_hook/test_values.py", "-k", "one_layer and fused"],
 }
 PATHS = ("numpy", "chainer", "loop", "foreach", "optax")
 
@@ -135,6 +136,49 @@ MUTANTS = [
         "_norm(p), _norm(g)",
         "_norm(p), _norm(g + weight_decay * p)",
         suites=("optax",),
+    ),
+    Mutant(
+        "threshold not strict",
+        "torch/_triton_math.py",
+        "(p_norm > setting(row_ptr, const.THRESHOLD, WIDE))",
+        "(p_norm >= setting(row_ptr, const.THRESHOLD, WIDE))",
+        suites=("fused",),
+    ),
+    Mutant(
+        "eps ignored",
+        "torch/_triton_math.py",
+        "setting(row_ptr, const.EPS, WIDE) + g_norm",
+        "g_norm",
+        suites=("fused",),
+    ),
+    Mutant("decay missing in the rate", "torch/_triton_math.py", " + decay * p_norm", "", suites=("fused",)),
+    Mutant(
+        "no decay below the threshold",
+        "torch/_triton_hook.py",
+        "return rate, tl.where(",
+        "return rate, (rate != 1.0) * tl.where(",
+        suites=("fused",),
+    ),
+    Mutant(
+        "decay not scaled by the rate",
+        "torch/_triton_hook.py",
+        "narrow(rate * value, G)",
+        "narrow(rate * value + (1.0 - rate) * decay * weights if DECAY else rate * value, G)",
+        suites=("fused",),
+    ),
+    Mutant(
+        "last chunk of a layer left out",
+        "torch/_fused_order.py",
+        "reversed(range(chunks[t]))]",
+        "reversed(range(max(1, chunks[t] - 1)))]",
+        suites=("fused",),
+    ),
+    Mutant(
+        "the sums of one chunk only",
+        "torch/_triton_hook.py",
+        "    i = column(table_ptr, const.FIRST, t, layers) + c\n",
+        "    i = column(table_ptr, const.FIRST, t, layers)\n",
+        suites=("fused",),
     ),
 ]
 

@@ -245,7 +245,7 @@ def test_a_captured_step_keeps_its_momentum(device, monkeypatch):
     set_gradients(named, 0, scale=float("nan"))
     optimizer.step()
     with monkeypatch.context() as capture:
-        capture.setattr(_fused, "_capturing", lambda device: True)
+        capture.setattr(_fused, "is_capturing", lambda device: True)
         optimizer.step()
     optimizer.state_dict()
     assert all("momentum_buffer" in optimizer.state[param] for _, param in named)

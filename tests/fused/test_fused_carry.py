@@ -311,7 +311,7 @@ def test_a_captured_step_leaves_the_sums_where_a_replay_reads_them(device, monke
     named, optimizer = _started(device, capturable=True)
     (bucket,) = optimizer._last.fused._buckets
     address = bucket._p_sums[0].data_ptr()
-    monkeypatch.setattr(_fused, "_capturing", lambda device: True)
+    monkeypatch.setattr(_fused, "is_capturing", lambda device: True)
     optimizer.step()
     assert bucket._p_sums[0].data_ptr() == address
     monkeypatch.undo()
@@ -327,7 +327,7 @@ def test_a_captured_step_leaves_the_sums_where_a_replay_reads_them(device, monke
 def test_capture_needs_capturable(device, monkeypatch):
     named, optimizer = _started(device)
     before = [param.detach().clone() for _, param in named]
-    monkeypatch.setattr(_fused, "_capturing", lambda device: True)
+    monkeypatch.setattr(_fused, "is_capturing", lambda device: True)
     with pytest.raises(RuntimeError, match="`capturable` is False"):
         optimizer.step()
     assert all(torch.equal(param, old) for (_, param), old in zip(named, before, strict=True))

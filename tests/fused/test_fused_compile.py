@@ -16,7 +16,7 @@ import json, re, sys
 import triton, triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from gradient_lars.torch import _fused_bucket, _fused_tables, _triton
+from gradient_lars.torch import _fused_bucket, _fused_tables, _triton, _triton_hook
 
 TYPES = {"fp32": tl.float32, "fp16": tl.float16, "bf16": tl.bfloat16, "fp64": tl.float64, None: None}
 options = _fused_bucket.LAUNCH
@@ -27,12 +27,12 @@ def compiled(kernel, target, types, carry, extras):
     wide = "fp64" if "fp64" in types else "fp32"
     constants = {"W": weights, "G": grad, "M": momentum, "LOW": low, "WIDE": wide}
     constants = {name: TYPES[value] for name, value in constants.items()}
-    constants |= {"CARRY": carry, "CHUNK": _fused_tables.CHUNK, "BLOCK": _fused_bucket.BLOCK}
+    constants |= {"CARRY": carry, "DECAY": carry, "CHUNK": _fused_tables.CHUNK, "BLOCK": _fused_bucket.BLOCK}
     constants |= {"REDUCE": _fused_bucket.REDUCE, "LAYOUT": _triton.LAYOUT}
     if not extras:
         constants |= dict.fromkeys(("scale_ptr", "found_inf_ptr", "bad_ptr", "skipped_ptr"))
-    pointers = {"table_ptr": "*i64", "items_ptr": "*i32", "marks_ptr": "*i32", "scale_ptr": "*fp32"}
-    pointers |= {"found_inf_ptr": "*fp32", "bad_ptr": "*i32", "skipped_ptr": "*i64"}
+    pointers = {"table_ptr": "*i64", "items_ptr": "*i32", "marks_ptr": "*i32", "counts_ptr": "*i32"}
+    pointers |= {"scale_ptr": "*fp32", "found_inf_ptr": "*fp32", "bad_ptr": "*i32", "skipped_ptr": "*i64"}
     pointers |= dict.fromkeys(("p_sums_ptr", "g_sums_ptr", "new_sums_ptr", "figures_ptr"), "*" + wide)
     signature, values = {}, {}
     for i, name in enumerate(kernel.arg_names):
@@ -55,7 +55,9 @@ def facts(asm):
     spilled = re.findall(r"\.local |\.private_segment_fixed_size: [1-9]", code)
     fused = re.findall(r"\bfma\.rn\.f32|v_fma(?:c|mac)?_f32|v_pk_fma_f32", code)
     return {"wide": len(wide), "spilled": len(spilled), "fused": len(fused), "reductions": reductions(asm),
-            "rounds": "cvt.rn.bf16" in code, "atomics": len(re.findall(r"\batom\.|global_atomic", code))}
+            "rounds": "cvt.rn.bf16" in code, "atomics": len(re.findall(r"\batom\.|global_atomic", code)),
+            "orders": sorted(set(re.findall(r"(?:atom|red|ld)\.global\.gpu\.(\w+)", code))),
+            "amd": sorted(set(re.findall(r"buffer_(?:wbl2|inv) sc1", code)))}
 
 
 backend, arch, *types = json.loads(sys.argv[1])
@@ -64,8 +66,10 @@ found = {}
 for carry in (True, False):
     norms = compiled(_triton.norms, target, types, carry, extras=carry)
     update = compiled(_triton.update, target, types, carry, extras=carry)
-    found[str(carry)] = [facts(norms), facts(update)]
-compared = [name for kernel in (_triton.norms, _triton.update) for name, _ in kernel.used_global_vals]
+    rescale = compiled(_triton_hook.rescale, target, types, carry, extras=carry)
+    found[str(carry)] = [facts(norms), facts(update), facts(rescale)]
+kernels = _triton.norms, _triton.update, _triton_hook.rescale
+compared = [name for kernel in kernels for name, _ in kernel.used_global_vals]
 print(json.dumps([found, compared]))
 """
 
@@ -88,7 +92,7 @@ def test_compiles_to_wide_loads_without_spilling(mix, tmp_path):
     found, compared = json.loads(result.stdout)
     # Global names are compared at every launch.
     assert compared == []
-    for norms, update in found.values():
+    for norms, update, rescale in found.values():
         for facts in (norms, update):
             assert facts["spilled"] == 0
             assert facts["atomics"] == 0
@@ -100,5 +104,13 @@ def test_compiles_to_wide_loads_without_spilling(mix, tmp_path):
         assert update["wide"] >= 8 * (4 if mix[4] else 3)
         sums = [found for found in update["reductions"] if found in norms["reductions"]]
         assert update["reductions"] == sums
+        assert rescale["spilled"] == 0
+        assert rescale["wide"] >= 8 * 3
+        # What the waiting rests upon: sums are stored before they are counted, and read after the count.
+        if mix[0] == "cuda":
+            assert rescale["orders"] == ["acq_rel", "acquire", "release"]
+            assert rescale["fused"] == 0 or mix[2] == "fp64"
+        else:
+            assert rescale["amd"] == ["buffer_inv sc1", "buffer_wbl2 sc1"]
         if mix[5] == "bf16":
             assert update["rounds"]

@@ -8,21 +8,9 @@ import time
 import pytest
 import torch
 
-from fused.common import SETTINGS, fused, network, set_gradients
+from fused.common import SETTINGS, NoLaunch, fused, network, set_gradients
 from gradient_lars.torch import LARS, _dispatch, _fused_layer, _triton
 from gradient_lars.torch import optimizer as module
-from torch_cases import PATHS
-
-
-class NoLaunch:
-    def __init__(self):
-        self.launches = 0
-
-    def __getitem__(self, grid):
-        return self
-
-    def __call__(self, *args, **options):
-        self.launches += 1
 
 
 @pytest.fixture
@@ -159,7 +147,6 @@ def test_refusals(device, monkeypatch):
     layers[0].momentum = None
     monkeypatch.setattr(_dispatch.importlib.util, "find_spec", lambda name: None)
     assert _dispatch._why_not_triton(layers) == "Triton is not installed"
-    assert set(PATHS) == {"loop", "foreach"}
 
 
 def test_sparse_gradients_are_refused_while_it_is_going(device):

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from fused.common import SHAPES, advance, copied, fused, network, set_gradients, state_of, took_the_kernels
+from fused.common import SHAPES, advance, copied, fused, moved, network, set_gradients, state_of, took_the_kernels
 from gradient_lars.torch import LARS
 from lars.expected import assert_same, checked_step, expect
 from reference import assert_close
@@ -14,18 +14,9 @@ from torch_cases import CASES, SETTINGS, parameter, to_numpy
 ONE_LAYER = list(zip(SETTINGS, [True, False, True, False], strict=True))
 
 
-def _on(device, tensor):
-    # A copy that keeps strides and offset, which `.to` would not.
-    moved = torch.empty(0, dtype=tensor.dtype, device=device)
-    storage = tensor.untyped_storage().to(device)
-    moved.set_(storage, tensor.storage_offset(), tensor.size(), tensor.stride())
-    moved = torch._conj(moved) if tensor.is_conj() else moved
-    return torch._neg_view(moved) if tensor.is_neg() else moved
-
-
 def _case(case, device, generator=None):
     weights, grad = case.make(generator or torch.Generator().manual_seed(1))
-    return parameter(weights, grad) if device == "cpu" else parameter(_on(device, weights), _on(device, grad))
+    return parameter(weights, grad) if device == "cpu" else parameter(moved(device, weights), moved(device, grad))
 
 
 @pytest.mark.parametrize(("hook", "lr_in_momentum"), ONE_LAYER, ids=str)

@@ -13,7 +13,7 @@ from gradient_lars.torch._fused import FusedRates
 from lars.expected import PATHS as LARS_PATHS
 from sharded.layouts import LAYOUTS, Spread
 from sharded.ranks import on_ranks
-from torch_cases import PATHS as HOOK_PATHS
+from torch_cases import PYTORCH_PATHS as HOOK_PATHS
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
 SETTINGS = {"lr": 0.5, "trust_coefficient": 0.25, "weight_decay": 0.125}

@@ -14,7 +14,7 @@ from lars.expected import PATHS as LARS_PATHS
 from lars.expected import assert_same, state_of
 from sharded.layouts import LAYOUTS, Spread
 from sharded.ranks import on_ranks
-from torch_cases import PATHS as HOOK_PATHS
+from torch_cases import PYTORCH_PATHS as HOOK_PATHS
 
 SETTINGS = {"lr": 0.5, "trust_coefficient": 0.25, "weight_decay": 0.125}
 

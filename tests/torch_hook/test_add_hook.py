@@ -172,7 +172,7 @@ def test_remove_unknown_name_lists_the_known():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"path": "fast"}, ValueError, "`path` must be None or one of 'loop', 'foreach', got 'fast'"),
+        ({"path": "fast"}, ValueError, "`path` must be None or one of 'loop', 'foreach', 'fused', got 'fast'"),
         ({"absorb_weight_decay": True, "timing": "post"}, ValueError, "needs `timing` 'pre'"),
     ],
 )

@@ -5,10 +5,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradient_lars import GradientLARS
-from gradient_lars.torch import add_hook, hook_path
+from gradient_lars.torch import _dispatch, add_hook, hook_path
 from gradient_lars.torch._layers import LossScale
 from reference import assert_close, lars
-from torch_cases import PATHS, to_numpy
+from torch_cases import PATHS, PYTORCH_PATHS, to_numpy
 
 
 class NoSynchronisation(TorchDispatchMode):
@@ -57,7 +57,7 @@ def test_no_synchronisation(path, dtype, weight_decay, scaled):
         optimizer.step()
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", PYTORCH_PATHS)
 def test_on_a_device_without_values(path):
     # A meta tensor has no value to read: any copy to the host raises. The code is the one that a GPU takes.
     optimizer, handle = _optimizer(torch.float32, "meta", 0.1, path)
@@ -93,14 +93,37 @@ def test_overflow_leaves_factor_one_and_no_decay():
     assert float(decay) == 0.0
 
 
-def test_path_that_is_chosen():
+@pytest.mark.filterwarnings("ignore")  # Dynamo's own
+@pytest.mark.parametrize("path", ["fused"])
+def test_the_kernel_is_refused_under_compile(path):
+    torch._dynamo.reset()
+    optimizer, _ = _optimizer(torch.float32, "cpu", 0.1, path)
+    with pytest.raises(RuntimeError, match="`path` 'fused' cannot run here: not under torch.compile"):
+        torch.compile(optimizer.step, backend="aot_eager")()
+
+
+def test_path_that_is_chosen(monkeypatch):
     assert hook_path(torch.device("cpu")) == "foreach"
+    assert hook_path(torch.device("meta")) == "foreach"
+    monkeypatch.setattr(_dispatch.importlib.util, "find_spec", lambda name: name == "triton" or None)
+    assert hook_path(torch.device("cuda", 1)) == "fused"
+    monkeypatch.setattr(_dispatch.importlib.util, "find_spec", lambda name: None)
+    assert hook_path(torch.device("cuda", 1)) == "foreach"
+
+
+def test_a_path_that_cannot_run_is_refused_before_anything_changes():
+    optimizer, _ = _optimizer(torch.float32, "cpu", 0.1, "fused")
+    with pytest.raises(
+        RuntimeError, match="`path` 'fused' cannot run here: it has no kernels for 'cpu'. Use path=None"
+    ):
+        optimizer.step()
+    assert all((param.grad == 1).all() for param in optimizer.param_groups[0]["params"])
 
 
 @pytest.mark.filterwarnings("ignore")  # Dynamo's own
 @pytest.mark.parametrize("absorb", [False, True])
 @pytest.mark.parametrize("when", ["compiled before", "compiled after"])
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", PYTORCH_PATHS)
 def test_compiled_step(path, when, absorb):
     torch._dynamo.reset()
     generator = torch.Generator().manual_seed(11)

@@ -53,7 +53,7 @@ class LarsAction:
         self._hook = hook
         self._selection = selection
         self._absorbed = absorbed
-        self._path = path
+        self._path = _dispatch.HookPath(path)
         self._chosen: Chosen | None = None
         self.rates: LayerRates | None = None
 
@@ -76,6 +76,7 @@ class LarsAction:
         groups = optimizer.param_groups
         if self._chosen is None or not self._chosen.holds_for(groups):
             self._chosen = Chosen(optimizer, self._selection)
+            self._path.forget()
         absorb = self._absorbed is not None
         decays = []
         for i, named in self._chosen.by_group.items():
@@ -110,9 +111,8 @@ class LarsAction:
         parts = []
         # Where nothing has a gradient here, other ranks may wait for this one's word all the same.
         if layers or sharding:
-            rescale = _dispatch.rescale_with(self._path, layers)
             with torch.no_grad():
-                parts = rescale(
+                parts = self._path.rescale(
                     layers, LossScale.of(optimizer), sharding, threshold=self._hook.threshold, eps=self._hook.eps
                 )
         self.rates = LayerRates([layer.name for layer in layers], parts)

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from gradient_lars.torch import _foreach, _lars, _lars_cpu, _lars_cpu_plan, _loop
+from gradient_lars.torch import _foreach, _fused_hook, _lars, _lars_cpu, _lars_cpu_plan, _loop
 from gradient_lars.torch._lars import LarsLayer
 from gradient_lars.torch._layers import Layer, LossScale, named_parameters
 from gradient_lars.torch._sharding import Sharding
@@ -29,21 +29,65 @@ _FUSED_CPU: LarsStep = _lars_cpu.lars
 
 def hook_path(device: torch.device) -> str:
     """Return the path that `add_hook` chooses for parameters on `device` when it is not told."""
-    return "foreach"
+    return "fused" if device.type == "cuda" and _why_no_kernels({"cuda"}) is None else "foreach"
 
 
 def check_path(path: str | None) -> None:
     """Raise ValueError if `path` names no path of the hook."""
-    if path is not None and path not in _HOOK_PATHS:
-        known = ", ".join(repr(name) for name in _HOOK_PATHS)
+    known_paths = (*_HOOK_PATHS, "fused")
+    if path is not None and path not in known_paths:
+        known = ", ".join(map(repr, known_paths))
         raise ValueError(f"`path` must be None or one of {known}, got {path!r}. None chooses.")
 
 
-def rescale_with(path: str | None, layers: list[Layer]) -> Rescale:
-    """Return the function of the hook's path to take for `layers`."""
-    if not layers:
-        return _loop.rescale
-    return _HOOK_PATHS[path or hook_path(layers[0].param.device)]
+class HookPath:
+    """The path of one hook on one optimizer, and what the fused one keeps from step to step.
+
+    Args:
+        path: as `add_hook` takes it.
+    """
+
+    def __init__(self, path: str | None) -> None:
+        self._path = path
+        self._fused: _fused_hook.FusedHook | None = None
+
+    def forget(self) -> None:
+        """Let go of all parameters: the optimizer has others."""
+        self._fused = None
+
+    def rescale(
+        self, layers: list[Layer], loss_scale: LossScale, sharding: Sharding | None, *, threshold: float, eps: float
+    ) -> list[Norms]:
+        """Rescale the gradients of `layers` in place; return their norms and rates. `sharding` is the optimizer's.
+
+        Raises:
+            RuntimeError: the fused path was asked for and cannot run.
+        """
+        devices = {layer.param.device for layer in layers}
+        path = self._path or ("fused" if "fused" in map(hook_path, devices) else "foreach")
+        if path == "fused":
+            types = {device.type for device in devices}
+            refusal = "some parameters are sharded" if sharding else self._prepare(layers, types)
+            if refusal is None and self._fused is not None:
+                return self._fused.rescale(layers, loss_scale, threshold=threshold, eps=eps)
+            if self._path:
+                raise RuntimeError(f"`path` 'fused' cannot run here: {refusal}. Use path=None, which chooses.")
+            path = "foreach"
+        return _HOOK_PATHS[path](layers, loss_scale, sharding, threshold=threshold, eps=eps)
+
+    def _prepare(self, layers: list[Layer], devices: set[str]) -> str | None:
+        """Have the kernel's tables made if there are none for `layers`; return why that cannot be, or None."""
+        # Unasked it serves those that are on its devices: the others go another way in the same step.
+        refusal = _why_no_kernels(devices if self._path else {"cuda"})
+        if refusal or (self._fused is not None and self._fused.fits(layers)):
+            return refusal
+        if "cuda" in devices and torch.cuda.is_current_stream_capturing():
+            return "it has not seen these tensors before a CUDA graph is captured, take a step outside the graph first"
+        from gradient_lars.torch import _triton_hook
+
+        served = ("cuda", "cpu") if self._path and _interpreting() else ("cuda",)
+        self._fused = _fused_hook.FusedHook(layers, self._fused, _triton_hook, served)
+        return None
 
 
 def check_lars_path(*, foreach: bool | None, fused: bool | None, differentiable: bool) -> None:
@@ -114,16 +158,21 @@ def _interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def _why_not_triton(layers: list[LarsLayer]) -> str | None:
-    """Return why Triton's kernels cannot take `layers`, or None."""
-    devices = {layer.param.device.type for layer in layers}
+def _why_no_kernels(devices: set[str]) -> str | None:
+    """Return why Triton's kernels cannot run on `devices`, types of them, or None."""
     for device in devices:
         if device != "cuda" and not (device == "cpu" and _interpreting()):
             return f"it has no kernels for {device!r}"
     if torch.compiler.is_compiling():
         return "not under torch.compile, which makes its own kernels"
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed"
+    return "Triton is not installed" if importlib.util.find_spec("triton") is None else None
+
+
+def _why_not_triton(layers: list[LarsLayer]) -> str | None:
+    """Return why Triton's kernels cannot take `layers`, or None."""
+    refusal = _why_no_kernels({layer.param.device.type for layer in layers})
+    if refusal:
+        return refusal
     for layer in layers:
         for tensor in (layer.param, layer.grad, layer.momentum, layer.master):
             if tensor is not None and tensor.dtype not in _TRITON_TYPES:

@@ -6,7 +6,6 @@ before anything is changed, and the optimizer makes a new one.
 """
 
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
 from itertools import chain, compress, repeat
 from operator import is_, is_not, itemgetter
 from types import ModuleType
@@ -18,6 +17,7 @@ from torch import Tensor
 from gradient_lars import _formula
 from gradient_lars.torch._fused_bucket import Bucket
 from gradient_lars.torch._fused_gradients import Gradients
+from gradient_lars.torch._fused_launch import current, is_capturing
 from gradient_lars.torch._fused_layer import FusedLayer
 from gradient_lars.torch._fused_rates import FusedRates
 from gradient_lars.torch._fused_tables import ADAPTED, COPY, GROUP_SHIFT, lr_on, settings_row
@@ -142,7 +142,7 @@ class Fused:
         if found is None:
             return None
         pointers, copies, present = found
-        capturing = _capturing(self._buckets[0].device)
+        capturing = is_capturing(self._buckets[0].device)
         if capturing and not all(group["capturable"] for group in self._groups):
             raise RuntimeError(NOT_CAPTURABLE)
         self._enter_settings()
@@ -168,7 +168,7 @@ class Fused:
         """
         fresh = [layer for layer in self._layers if layer.fresh and self._groups[layer.group_index]["dampening"]]
         # A captured graph goes on with the momentum it knows.
-        if not fresh or self._kept or _capturing(self._buckets[0].device):
+        if not fresh or self._kept or is_capturing(self._buckets[0].device):
             return
         for layer in (layer for bucket in self._buckets for layer in bucket.unstarted()):
             state = optimizer.state.get(layer.param, {})
@@ -234,7 +234,7 @@ class Fused:
         for flag in bad.values():
             flag.zero_()
         for bucket in self._buckets:
-            with _on(bucket.device):
+            with current(bucket.device):
                 bucket.norms(bad.get(bucket.device), capturing=capturing)
         if self._sharding:
             bad = self._add_up(loss_scale, bad)
@@ -252,7 +252,7 @@ class Fused:
                 None if t is None else t.to(bucket.device, non_blocking=True)
                 for t in (loss_scale.scale, loss_scale.found_inf)
             )
-            with _on(bucket.device):
+            with current(bucket.device):
                 bucket.update(
                     figures[-1], scale, found_inf, bad.get(bucket.device), skipped, capturing=capturing
                 )  # fmt: skip
@@ -265,7 +265,7 @@ class Fused:
             rows.copy_(absent)
         for bucket in self._buckets:
             scale = None if loss_scale.scale is None else loss_scale.scale.to(bucket.device, non_blocking=True)
-            with _on(bucket.device):
+            with current(bucket.device):
                 bucket.totals(scale)
         here = self._whole[0].device
         flags = [flag.to(here, non_blocking=True) for flag in bad.values()]
@@ -310,17 +310,6 @@ def _options(optimizer: Any) -> tuple[bool, bool, bool | None]:
 
 def _elsewhere(lr: Tensor, value: float | Tensor) -> bool:
     return not isinstance(value, Tensor) or value.data_ptr() != lr.data_ptr()
-
-
-def _capturing(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-
-
-def _on(device: torch.device) -> AbstractContextManager[Any]:
-    """Return the context in which Triton launches on `device`: it takes the current one's stream."""
-    if device.type == "cpu" or torch.cuda.current_device() == device.index:
-        return nullcontext()
-    return torch.cuda.device(device)
 
 
 def _skip_count(count: SkipCount, device: torch.device) -> Tensor:

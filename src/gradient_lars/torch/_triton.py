@@ -14,10 +14,13 @@ from gradient_lars.torch import _triton_constants as const
 from gradient_lars.torch._triton_math import (
     TYPES,
     chunk_squares,
-    layer_rate,
+    column,
+    extent,
+    layer_figures,
     learning_rate,
-    norm,
+    loss_scale,
     setting,
+    settings_of,
     total,
     update_block,
 )
@@ -50,26 +53,24 @@ def norms(
     """
     i = tl.program_id(0)
     t = tl.load(items_ptr + i)
-    grad = tl.load(table_ptr + layers * const.GRAD + t)
+    grad = column(table_ptr, const.GRAD, t, layers)
     if grad != const.ABSENT:
-        c = i - tl.load(table_ptr + layers * const.FIRST + t)
+        c = i - column(table_ptr, const.FIRST, t, layers)
         # Only now: while an update runs, all programs of a layer must see the same.
         if (c == 0) & (tl.load(marks_ptr + layers * const.TAKEN + t) != 0):
             tl.store(marks_ptr + layers * const.STARTED + t, 1)
-        numel = tl.load(table_ptr + layers * const.NUMEL + t)
-        span = tl.load(table_ptr + layers * const.SPAN + t) * CHUNK
-        start = c * span
-        squares = chunk_squares(grad, start, start + span, numel, G, WIDE, CHUNK, BLOCK)
+        start, end, numel = extent(table_ptr, t, c, layers, CHUNK)
+        squares = chunk_squares(grad, start, end, numel, G, WIDE, CHUNK, BLOCK)
         tl.store(g_sums_ptr + i, squares)
         if bad_ptr is not None:
-            chunks = tl.load(table_ptr + layers * const.CHUNKS + t)
+            chunks = column(table_ptr, const.CHUNKS, t, layers)
             # The whole tensor's sum is finite if it would be with every chunk as large as this one.
             if (squares * chunks.to(WIDE) < const.INFINITY) == 0:
                 tl.store(bad_ptr, 1)
-        recompute = (tl.load(table_ptr + layers * const.FLAGS + t) & const.RECOMPUTE) != 0
+        recompute = (column(table_ptr, const.FLAGS, t, layers) & const.RECOMPUTE) != 0
         if CARRY == 0 or recompute:
-            weights = tl.load(table_ptr + layers * const.WEIGHTS + t)
-            tl.store(p_sums_ptr + i, chunk_squares(weights, start, start + span, numel, W, WIDE, CHUNK, BLOCK))
+            weights = column(table_ptr, const.WEIGHTS, t, layers)
+            tl.store(p_sums_ptr + i, chunk_squares(weights, start, end, numel, W, WIDE, CHUNK, BLOCK))
 
 
 @triton.jit(do_not_specialize=["layers"])
@@ -85,13 +86,13 @@ def totals(
 ):
     """Enter the sums of a sharded layer's piece where those of all ranks will be added up, without the loss scale."""
     t = tl.program_id(0)
-    whole = tl.load(table_ptr + layers * const.WHOLE + t)
-    if (whole != 0) & (tl.load(table_ptr + layers * const.GRAD + t) != const.ABSENT):
+    whole = column(table_ptr, const.WHOLE, t, layers)
+    if (whole != 0) & (column(table_ptr, const.GRAD, t, layers) != const.ABSENT):
         whole_ptr = whole.to(tl.pointer_type(tl.float64))
         p_total, g_total = tl.full((), 0.0, tl.float64), tl.full((), 0.0, tl.float64)
-        if (tl.load(table_ptr + layers * const.FLAGS + t) & const.COPY) == 0:
-            first = tl.load(table_ptr + layers * const.FIRST + t)
-            chunks = tl.load(table_ptr + layers * const.CHUNKS + t).to(tl.int32)
+        if (column(table_ptr, const.FLAGS, t, layers) & const.COPY) == 0:
+            first = column(table_ptr, const.FIRST, t, layers)
+            chunks = column(table_ptr, const.CHUNKS, t, layers).to(tl.int32)
             p_total = total(p_sums_ptr + first, chunks, WIDE, REDUCE).to(tl.float64)
             g_total = total(g_sums_ptr + first, chunks, WIDE, REDUCE).to(tl.float64)
             if scale_ptr is not None:
@@ -99,24 +100,6 @@ def totals(
                 g_total = g_total / (scale * scale)
         tl.store(whole_ptr, p_total)
         tl.store(whole_ptr + 1, g_total)
-
-
-@triton.jit
-def _layer_norms(
-    table_ptr, p_sums_ptr, g_sums_ptr, t, first, scale, layers,
-    WIDE: tl.constexpr, SHARDED: tl.constexpr, REDUCE: tl.constexpr,
-):  # fmt: skip
-    """Return the norms of a layer's weights and unscaled gradient, from its chunks' sums or from those of all ranks."""
-    chunks = tl.load(table_ptr + layers * const.CHUNKS + t).to(tl.int32)
-    p_norm = norm(p_sums_ptr + first, chunks, WIDE, REDUCE)
-    g_norm = norm(g_sums_ptr + first, chunks, WIDE, REDUCE) / scale
-    if SHARDED:
-        whole = tl.load(table_ptr + layers * const.WHOLE + t)
-        if whole != 0:
-            whole_ptr = whole.to(tl.pointer_type(tl.float64))
-            p_norm = tl.sqrt(tl.load(whole_ptr)).to(WIDE)
-            g_norm = tl.sqrt(tl.load(whole_ptr + 1)).to(WIDE)
-    return p_norm, g_norm
 
 
 @triton.jit
@@ -151,23 +134,20 @@ def _update_chunk(
     keep = tl.where(fresh, 1.0, setting(row_ptr, const.KEEP, WIDE))
     nesterov = (switches & const.NESTEROV) != 0
 
-    weights = tl.load(table_ptr + layers * const.WEIGHTS + t)
+    weights = column(table_ptr, const.WEIGHTS, t, layers)
     addresses = weights | grad
     weights_ptr, grad_ptr = weights.to(tl.pointer_type(W)), grad.to(tl.pointer_type(G))
     momentum_ptr, low_ptr = weights_ptr, weights_ptr
     if M is not None:
-        address = tl.load(table_ptr + layers * const.MOMENTUM + t)
+        address = column(table_ptr, const.MOMENTUM, t, layers)
         addresses |= address
         momentum_ptr = address.to(tl.pointer_type(M))
     if LOW is not None:
-        address = tl.load(table_ptr + layers * const.LOW + t)
+        address = column(table_ptr, const.LOW, t, layers)
         addresses |= address
         low_ptr = address.to(tl.pointer_type(LOW))
 
-    numel = tl.load(table_ptr + layers * const.NUMEL + t)
-    span = tl.load(table_ptr + layers * const.SPAN + t) * CHUNK
-    start = c * span
-    end = start + span
+    start, end, numel = extent(table_ptr, t, c, layers, CHUNK)
     lanes = tl.arange(0, BLOCK)
     before, after = tl.zeros((BLOCK,), WIDE), tl.zeros((BLOCK,), WIDE)
     if (addresses % 16 == 0) & (end <= numel):
@@ -241,24 +221,17 @@ def update(
     if skipped_ptr is not None:
         if i == 0:
             tl.store(skipped_ptr, tl.load(skipped_ptr) + tl.where(skip, 1, 0))
-    grad = tl.load(table_ptr + layers * const.GRAD + t)
-    first = tl.load(table_ptr + layers * const.FIRST + t)
-    flags = tl.load(table_ptr + layers * const.FLAGS + t)
+    grad = column(table_ptr, const.GRAD, t, layers)
+    first = column(table_ptr, const.FIRST, t, layers)
     if grad != const.ABSENT:
-        row_ptr = table_ptr + layers * const.COLUMNS + (flags >> const.GROUP_SHIFT) * const.SETTINGS
+        row_ptr = settings_of(table_ptr, t, layers)
         switches = tl.load(row_ptr + const.SWITCHES)
-        scale = tl.full((), 1.0, WIDE)
-        if scale_ptr is not None:
-            scale = tl.load(scale_ptr).to(WIDE)
-        p_norm, g_norm = _layer_norms(
-            table_ptr, p_sums_ptr, g_sums_ptr, t, first, scale, layers, WIDE, SHARDED, REDUCE
-        )  # fmt: skip
+        scale = loss_scale(scale_ptr, WIDE)
         lr = learning_rate(row_ptr, switches, WIDE)
-        rate = layer_rate(p_norm, g_norm, lr, (flags & const.ADAPTED) != 0, row_ptr, switches, WIDE)
-        if i == first:
-            tl.store(figures_ptr + t, p_norm)
-            tl.store(figures_ptr + layers + t, g_norm)
-            tl.store(figures_ptr + 2 * layers + t, rate)
+        rate = layer_figures(
+            table_ptr, p_sums_ptr, g_sums_ptr, figures_ptr, scale, lr, row_ptr, switches, t, first, i == first, layers,
+            WIDE, SHARDED, REDUCE,
+        )  # fmt: skip
         fresh = tl.load(marks_ptr + layers * const.STARTED + t) == 0
         if skip == 0:
             if i == first:

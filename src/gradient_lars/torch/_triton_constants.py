@@ -9,6 +9,7 @@ import zlib
 
 import triton.language as tl
 
+from gradient_lars.torch import _fused_order as order
 from gradient_lars.torch import _fused_tables as tables
 from gradient_lars.torch._fused_tables import Column, Mark, Setting, Switch
 
@@ -26,6 +27,7 @@ MAX, SWITCHES = (tl.constexpr(int(s)) for s in (Setting.MAX_RATE, Setting.SWITCH
 NESTEROV, MAXIMIZE, INSIDE = (tl.constexpr(int(s)) for s in (Switch.NESTEROV, Switch.MAXIMIZE, Switch.LR_IN_MOMENTUM))
 CLIP, DOUBLE_LR = (tl.constexpr(int(s)) for s in (Switch.TRUST_CLIP, Switch.LR_IS_DOUBLE))
 INFINITY = tl.constexpr(float("inf"))
+CHUNK_BITS, CHUNK_MASK = tl.constexpr(order.CHUNK_BITS), tl.constexpr((1 << order.CHUNK_BITS) - 1)
 
 # Two carried sums that differ by more, relatively, are not of the same weights. Rounding makes 1e-6 of it.
 SAME_SUM = tl.constexpr(1e-5)

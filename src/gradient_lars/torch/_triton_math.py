@@ -1,4 +1,4 @@
-"""The pieces of the two kernels: sums of squares, norms, the rate, and the update of one block."""
+"""The pieces of the kernels: what the table says, sums of squares, norms, the rate, and the update of one block."""
 
 # ruff: noqa: N803, RET505, SIM300 - capitals are constants, and branches are chosen when a kernel is compiled
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
@@ -27,8 +27,46 @@ def narrow(value, TYPE: tl.constexpr):
 
 
 @triton.jit
+def column(table_ptr, NAME: tl.constexpr, t, layers):
+    """Return what the table says of layer `t`."""
+    return tl.load(table_ptr + layers * NAME + t)
+
+
+@triton.jit
+def extent(table_ptr, t, c, layers, CHUNK: tl.constexpr):
+    """Return where chunk `c` of layer `t` starts and ends, and the layer's number of entries."""
+    span = column(table_ptr, const.SPAN, t, layers) * CHUNK
+    start = c * span
+    return start, start + span, column(table_ptr, const.NUMEL, t, layers)
+
+
+@triton.jit
+def settings_of(table_ptr, t, layers):
+    """Return where the settings of the group of layer `t` lie."""
+    group = column(table_ptr, const.FLAGS, t, layers) >> const.GROUP_SHIFT
+    return table_ptr + layers * const.COLUMNS + group * const.SETTINGS
+
+
+@triton.jit
+def loss_scale(scale_ptr, WIDE: tl.constexpr):
+    """Return what the gradients are multiplied by: 1 without a `scale_ptr`."""
+    scale = tl.full((), 1.0, WIDE)
+    if scale_ptr is not None:
+        scale = tl.load(scale_ptr).to(WIDE)
+    return scale
+
+
+@triton.jit
 def chunk_squares(
-    address, start, end, numel, TYPE: tl.constexpr, WIDE: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr
+    address,
+    start,
+    end,
+    numel,
+    TYPE: tl.constexpr,
+    WIDE: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK: tl.constexpr,
+    EVICT: tl.constexpr = "evict_last",
 ):
     """Return the sum of the squares of the entries from `start` up to `end` of the tensor at `address`."""
     pointer = address.to(tl.pointer_type(TYPE))
@@ -39,7 +77,7 @@ def chunk_squares(
         aligned = tl.multiple_of(pointer, 16)
         for base in range(start, end, CHUNK):
             for k in tl.static_range(0, CHUNK, BLOCK):
-                value = wide(tl.load(aligned + (base + k) + lanes, eviction_policy="evict_last"), WIDE)
+                value = wide(tl.load(aligned + (base + k) + lanes, eviction_policy=EVICT), WIDE)
                 total += value * value
     else:
         for base in range(start, tl.minimum(end, numel), BLOCK):
@@ -100,6 +138,53 @@ def layer_rate(p_norm, g_norm, lr, adapted, row_ptr, switches, WIDE: tl.constexp
     ratio = tl.where(ratio < least, least, ratio)
     ratio = tl.where(ratio > most, most, ratio)
     return tl.where(scaled, ratio, 1.0)
+
+
+@triton.jit
+def layer_norms(
+    table_ptr, p_sums_ptr, g_sums_ptr, t, first, scale, layers,
+    WIDE: tl.constexpr, SHARDED: tl.constexpr, REDUCE: tl.constexpr,
+):  # fmt: skip
+    """Return the norms of a layer's weights and unscaled gradient, from its chunks' sums or from those of all ranks."""
+    chunks = column(table_ptr, const.CHUNKS, t, layers).to(tl.int32)
+    p_norm = norm(p_sums_ptr + first, chunks, WIDE, REDUCE)
+    g_norm = norm(g_sums_ptr + first, chunks, WIDE, REDUCE) / scale
+    if SHARDED:
+        whole = column(table_ptr, const.WHOLE, t, layers)
+        if whole != 0:
+            whole_ptr = whole.to(tl.pointer_type(tl.float64))
+            p_norm = tl.sqrt(tl.load(whole_ptr)).to(WIDE)
+            g_norm = tl.sqrt(tl.load(whole_ptr + 1)).to(WIDE)
+    return p_norm, g_norm
+
+
+@triton.jit
+def layer_figures(
+    table_ptr,
+    p_sums_ptr,
+    g_sums_ptr,
+    figures_ptr,
+    scale,
+    lr,
+    row_ptr,
+    switches,
+    t,
+    first,
+    is_first,
+    layers,
+    WIDE: tl.constexpr,
+    SHARDED: tl.constexpr,
+    REDUCE: tl.constexpr,
+):
+    """Return the rate of layer `t`, whose sums begin at `first`; its first chunk also writes norms and rate."""
+    adapted = (column(table_ptr, const.FLAGS, t, layers) & const.ADAPTED) != 0
+    p_norm, g_norm = layer_norms(table_ptr, p_sums_ptr, g_sums_ptr, t, first, scale, layers, WIDE, SHARDED, REDUCE)
+    rate = layer_rate(p_norm, g_norm, lr, adapted, row_ptr, switches, WIDE)
+    if is_first:
+        tl.store(figures_ptr + t, p_norm)
+        tl.store(figures_ptr + layers + t, g_norm)
+        tl.store(figures_ptr + 2 * layers + t, rate)
+    return rate
 
 
 @triton.jit

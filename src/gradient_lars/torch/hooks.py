@@ -64,7 +64,9 @@ def add_hook(
         absorb_weight_decay: take each group's own ``weight_decay`` into the rate instead of the hook's, and keep the
             optimizer from applying it again: it is 0 while the optimizer steps and back afterwards, also when the step
             raises. Use it where groups have different decays.
-        path: 'loop' (readable, one layer after the other), 'foreach' (multi-tensor), or None, which chooses.
+        path: 'loop' (readable, one layer after the other), 'foreach' (multi-tensor), 'fused' (Triton on CUDA and ROCm;
+            layers that are not dense, or complex, take 'foreach' in the same step), or None, which chooses: 'fused'
+            where it can run, else 'foreach'.
 
     Returns:
         A handle with `rates`, the figures of the last step, and `remove`.
@@ -75,6 +77,7 @@ def add_hook(
         ValueError: `timing`, `path` or `params` is not as described; the hook has no name; a decay is set in the hook
             and in a group; `optimizer` does layer-wise scaling itself; the parameters are sharded in a way that has
             lost their layers (FSDP1).
+        RuntimeError: in a step, if `path` is 'fused' and that cannot run.
         KeyError: `name` is in use on this optimizer.
 
     Warns:
