@@ -1,12 +1,13 @@
 # make demo      train the digits with SGD and with GradientLARS: table, CSV and plot in demo/
 # make test      all tests, with coverage      make check   format, lint, types, import rules
 # make results   the committed comparison made anew, and README's tables      make clean   remove what these made
+# make traffic   what a step sends under FSDP2, 4 processes on the CPU, 2 minutes
 # make bench     time the step beside SGD's and other LARS, CPU, 3 minutes      make bench-gpu   the same on a CUDA device
 
 PYTHON ?= python3.11
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check results bench bench-gpu clean
+.PHONY: demo test check results traffic bench bench-gpu clean
 
 demo: .venv/.demo
 	.venv/bin/gradient-lars compare --out demo --overwrite
@@ -25,6 +26,10 @@ check: .venv/.test
 
 results: .venv/.demo
 	.venv/bin/gradient-lars compare --out benchmarks/results/compare-digits --overwrite
+	.venv/bin/python benchmarks/make_readme.py
+
+traffic: .venv/.bench
+	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/traffic.py --out benchmarks/results/traffic.csv
 	.venv/bin/python benchmarks/make_readme.py
 
 # Both add their rows to the committed results; the plot is drawn from these.

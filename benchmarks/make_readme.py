@@ -1,17 +1,26 @@
-"""Writes the tables of README.md from the results files; ``--check`` only says whether they are current."""
+"""Writes the tables of README.md and docs/ from the results files; ``--check`` only says whether they are current."""
 
 import argparse
+import csv
+import math
 import sys
 from pathlib import Path
 
 from gradient_lars.cli.bench_results import latest, read_rows
 from gradient_lars.cli.bench_table import figure, lines_of, setting_of, title_of
+from gradient_lars.cli.bench_workloads import WORKLOADS
 from gradient_lars.cli.results import read_results
 from gradient_lars.cli.summary import Cell, conclusion, summarise
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
+DISTRIBUTED = ROOT / "docs" / "distributed.md"
 RESULTS = ROOT / "benchmarks" / "results"
+
+# What the calculation for many ranks assumes of their network.
+RANKS = 1024
+LATENCY = 5e-6  # seconds for a small message from one rank to another
+BANDWIDTH = 25e9  # bytes a second out of each rank
 
 
 def compare_digits() -> str:
@@ -64,12 +73,72 @@ def _times(ratio: float | None) -> str:
     return "" if ratio is None else f"{ratio:.2f} x"
 
 
+def _traffic() -> list[dict[str, str]]:
+    with (RESULTS / "traffic.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def traffic() -> str:
+    """Return the table of what a step sends."""
+    rows = _traffic()
+    first, names = rows[0], list(dict.fromkeys(row["workload"] for row in rows))
+    titles = [f"{WORKLOADS[name].title}: collectives" for name in names]
+    lines = ["| | " + " | bytes | ".join(titles) + " | bytes |", "|---|" + "---:|---:|" * len(names)]
+    errors: list[str] = []
+    for implementation in dict.fromkeys(row["implementation"] for row in rows):
+        own = [row for row in rows if row["implementation"] == implementation]
+        cells = [implementation]
+        for row in own:
+            if row["error"] and row["error"] not in errors:
+                errors.append(row["error"])
+            cells += ["fails", ""] if row["error"] else [f"{int(row['collectives']):,}", f"{int(row['bytes']):,}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    tensors = {row["workload"]: f"{WORKLOADS[row['workload']].title} {row['tensors']}" for row in rows}
+    packages = [row["package"] for row in rows if row["package"]]
+    setting = (
+        f"{first['world_size']} ranks, float32, tensors: {', '.join(tensors.values())}. "
+        f"PyTorch {first['torch']}, {', '.join(dict.fromkeys(packages))}."
+    )
+    return "\n".join([setting, "", *lines, *(f"\nWhat fails: `{error}`" for error in errors)])
+
+
+def at_scale() -> str:
+    """Return on paper what the counts of the first workload cost at many ranks."""
+    rows = _traffic()
+    rows = [row for row in rows if row["workload"] == rows[0]["workload"] and not row["error"]]
+    lines = [
+        f"P = {RANKS:,}, a = {1e6 * LATENCY:g} µs, b = {BANDWIDTH / 1e9:g} GB/s:",
+        "",
+        f"| {WORKLOADS[rows[0]['workload']].title} | collectives | tree: latency | ring: latency | bytes |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        count = int(row["collectives"])
+        times = (count * 2 * math.log2(RANKS) * LATENCY, count * 2 * (RANKS - 1) * LATENCY)
+        moving = 2 * int(row["bytes"]) / BANDWIDTH
+        cells = [row["implementation"], f"{count:,}", *map(_milliseconds, times), f"{1e6 * moving:.2f} µs"]
+        lines.append(f"| {' | '.join(cells)} |")
+    size = 4 * int(rows[0]["parameters"])
+    whole = 3 * size / BANDWIDTH
+    lines += [
+        "",
+        f"Beside it, what FSDP2 itself moves in forward and backward of this network: {size / 1e6:.0f} MB three times "
+        f"(two all-gathers, one reduce-scatter), {_milliseconds(whole)} at this bandwidth.",
+    ]
+    return "\n".join(lines)
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:,.3g} ms" if seconds < 1 else f"{1e3 * seconds:,.0f} ms"
+
+
 BLOCKS = {"compare-digits": compare_digits, "bench": bench}
+PAGES = {README: BLOCKS, DISTRIBUTED: {"traffic": traffic, "at-scale": at_scale}}
 
 
-def filled(text: str) -> str:
-    """Return `text` with the content of every generated block made anew."""
-    for name, make in BLOCKS.items():
+def filled(text: str, page: Path = README) -> str:
+    """Return the text of `page` with the content of every generated block made anew."""
+    for name, make in PAGES[page].items():
         begin, end = text.index(f"<!-- {name}:"), text.index(f"<!-- end of {name} -->")
         head = text[begin : text.index("\n", begin) + 1]
         text = f"{text[:begin]}{head}{make()}\n{text[end:]}"
@@ -77,16 +146,17 @@ def filled(text: str) -> str:
 
 
 def main() -> None:
-    """Write README.md, or with ``--check`` fail if that would change it."""
+    """Write the pages, or with ``--check`` fail if that would change one."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if README.md is out of date")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if a page is out of date")
     check = parser.parse_args().check
-    old = README.read_text(encoding="utf-8")
-    new = filled(old)
-    if check and new != old:
-        sys.exit("README.md is out of date: run benchmarks/make_readme.py.")
-    if not check:
-        README.write_text(new, encoding="utf-8")
+    for page in PAGES:
+        old = page.read_text(encoding="utf-8")
+        new = filled(old, page)
+        if check and new != old:
+            sys.exit(f"{page.relative_to(ROOT)} is out of date: run benchmarks/make_readme.py.")
+        if not check:
+            page.write_text(new, encoding="utf-8")
 
 
 if __name__ == "__main__":
