@@ -3,21 +3,25 @@
 Every resumed run is compared with one process that has never stopped.
 """
 
+import os
+import signal
 from dataclasses import dataclass, field
 
 import pytest
 import torch
 from torch import distributed as dist
 from torch.distributed import checkpoint
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import distribute_tensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from gradient_lars import GradientLARS
 from gradient_lars.torch import LARS, add_hook, param_groups
+from gradient_lars.torch._sharding import Sharding
+from sharded import ranks
 from sharded.layouts import assert_close, full
-from sharded.ranks import on_ranks
 from sharded.training import TOLERANCE, assert_same_network, assert_same_rates, backward, network, this_part
 
 SAVED_AFTER, STEPS = 2, 4
@@ -147,5 +151,79 @@ def _assert_same_state(model, optimizer, whole, straight):
 
 @pytest.mark.parametrize(("before", "after"), [(4, 2), (2, 4), (1, 3)])
 def test_resumes_on_another_number_of_ranks(before, after, tmp_path):
-    on_ranks(before, _save, str(tmp_path), list(CASES))
-    on_ranks(after, _resume, str(tmp_path), list(CASES))
+    ranks.on_ranks(before, _save, str(tmp_path), list(CASES))
+    ranks.on_ranks(after, _resume, str(tmp_path), list(CASES))
+
+
+def _killed(folder, name):
+    """Save, then lose one rank in the middle of the next step: the norms are known and the weights not yet changed."""
+    _save(folder, [name])
+    case = CASES[name]
+    model, optimizer, _ = _loaded(case, f"{folder}/{name}")
+    if dist.get_rank() == 1:
+        whole = Sharding.whole
+
+        def then_die(*args):
+            whole(*args)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        Sharding.whole = then_die
+    for step in range(SAVED_AFTER, STEPS):
+        _step(case, model, optimizer, step, this_part())
+
+
+@pytest.mark.parametrize("name", ["LARS", "hook"])
+def test_a_killed_rank_leaves_the_checkpoint(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(ranks, "SECONDS", 20)
+    with pytest.raises(AssertionError, match="rank 1:\nended without an answer"):
+        ranks.on_ranks(3, _killed, str(tmp_path), name)
+    ranks.on_ranks(2, _resume, str(tmp_path), [name])
+
+
+def _save_from_two_dimensions(folder):
+    model = network()
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+    parallelize_module(model.block, mesh["tensor"], {"up": ColwiseParallel(), "down": RowwiseParallel()})
+    for module in (model.block, model):
+        fully_shard(module, mesh=mesh["data"])
+    optimizer, _ = CASES["LARS"].make(model)
+    for step in range(SAVED_AFTER):
+        _step(CASES["LARS"], model, optimizer, step, (dist.get_rank() // 2, 2))
+    of_model, of_optimizer = get_state_dict(model, optimizer)
+    checkpoint.save({"model": of_model, "optimizer": of_optimizer}, checkpoint_id=f"{folder}/LARS")
+
+
+def test_resumes_without_tensor_parallelism(tmp_path):
+    ranks.on_ranks(4, _save_from_two_dimensions, str(tmp_path))
+    ranks.on_ranks(2, _resume, str(tmp_path), ["LARS"])
+
+
+def _save_whole(folder, names):
+    """Save what one process can load without any ranks: on the first rank the whole of all tensors."""
+    for name in names:
+        case = CASES[name]
+        model = _fsdp2(network(case.dtype))
+        optimizer, _ = case.make(model, **case.settings)
+        for step in range(SAVED_AFTER):
+            _step(case, model, optimizer, step, this_part())
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        state = get_state_dict(model, optimizer, options=options)
+        if dist.get_rank() == 0:
+            torch.save(state, f"{folder}/{name}.pt")
+
+
+@pytest.mark.parametrize("names", [("LARS", "masters", "hook")])
+def test_whole_state_is_resumed_by_one_process(names, tmp_path):
+    ranks.on_ranks(2, _save_whole, str(tmp_path), names)
+    for name in names:
+        case = CASES[name]
+        whole, alone = network(case.dtype), network(case.dtype, seed=77)
+        straight, _ = case.make(whole, **case.settings)
+        optimizer, _ = case.make(alone, **case.settings)
+        of_model, of_optimizer = torch.load(tmp_path / f"{name}.pt", weights_only=False)
+        set_state_dict(alone, optimizer, model_state_dict=of_model, optim_state_dict=of_optimizer)
+        for step in range(STEPS):
+            _step(case, whole, straight, step, (0, 1))
+            if step >= SAVED_AFTER:
+                _step(case, alone, optimizer, step, (0, 1))
+        _assert_same_state(alone, optimizer, whole, straight)
