@@ -160,3 +160,12 @@ def _masters():
 @pytest.mark.parametrize("ranks", [2])
 def test_masters_are_resumed_in_full(ranks):
     on_ranks(ranks, _masters)
+
+
+def _skipping():
+    with pytest.raises(ValueError, match="`skip_nonfinite` cannot be had in ZeroRedundancyOptimizer"):
+        _zero_lars(network(), skip_nonfinite=True)
+
+
+def test_skipping_is_refused():
+    on_ranks(1, _skipping)

@@ -16,6 +16,8 @@ from gradient_lars.torch._sharding import Sharding, gradient_like, is_dtensor, l
 from gradient_lars.torch.rates import LayerRates
 
 _FIGURES = ("p_norm", "g_norm", "rate")
+# Settings of the optimizer that are in no group.
+_OWN = ("skip_nonfinite", "master_weights", "carry_norms")
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
@@ -170,7 +172,7 @@ class LARS(torch.optim.Optimizer):
             RuntimeError: the paths asked for exclude each other.
         """
         if isinstance(param_group, dict):
-            check_whole_optimizer(param_group, self.defaults)
+            check_whole_optimizer(param_group, {**self.defaults, **{name: getattr(self, name) for name in _OWN}})
             group = {**self.defaults, **param_group}
             check_group(group)
             _dispatch.check_lars_path(**{name: group[name] for name in ("foreach", "fused", "differentiable")})
@@ -240,7 +242,7 @@ class LARS(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         self._forget_unstarted()
-        own = ("skip_nonfinite", "master_weights", "carry_norms", "_step_supports_amp_scaling")
+        own = (*_OWN, "_step_supports_amp_scaling")
         last = LastStep(skipped=self._last.skipped)
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}, "_last": last}
 
