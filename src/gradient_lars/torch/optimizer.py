@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gradient_lars.torch import _dispatch, _lars_state
+from gradient_lars.torch._flattened import MadeWith
 from gradient_lars.torch._lars import LarsLayer
 from gradient_lars.torch._layers import ARRAYS, LossScale, check_parameter, named_parameters
 from gradient_lars.torch._settings import check_group, check_switches, check_whole_optimizer
@@ -30,6 +31,7 @@ class LastStep:
     skipped: Tensor | None = None
     fused: _dispatch.FusedStep | None = None
     sharding: Sharding | None = None
+    made_with: MadeWith = field(default_factory=MadeWith)
 
 
 class LARS(torch.optim.Optimizer):
@@ -167,8 +169,8 @@ class LARS(torch.optim.Optimizer):
 
         Raises:
             TypeError: a setting is not of its type.
-            ValueError: a setting is out of its range or cannot differ per group, or a parameter has been flattened by
-                FSDP1.
+            ValueError: a setting is out of its range or cannot differ per group, or FSDP1 or DeepSpeed's ZeRO has made
+                one vector of several layers.
             RuntimeError: the paths asked for exclude each other.
         """
         if isinstance(param_group, dict):
@@ -180,6 +182,7 @@ class LARS(torch.optim.Optimizer):
         try:
             for _, name, _, param in named_parameters(self):
                 check_parameter(name, param)
+            self._last.made_with.check(self.param_groups)
         except ValueError:
             self.param_groups.pop()
             raise
@@ -188,7 +191,8 @@ class LARS(torch.optim.Optimizer):
         """Take one step and return the closure's loss, if there is one.
 
         Raises:
-            ValueError: a gradient is sparse; nothing was changed then.
+            ValueError: a gradient is sparse, or the parameters have been flattened since (DeepSpeed's ZeRO); nothing
+                was changed then.
         """
         loss = None
         if closure is not None:
@@ -339,6 +343,9 @@ class LARS(torch.optim.Optimizer):
         """Return how the parameters are sharded, as it was found out when there were others last."""
         sharding = self._last.sharding
         if sharding is None or not sharding.holds_for([param for _, param in named]):
+            self._last.made_with.check(self.param_groups)
+            for name, param in named:
+                check_parameter(name, param)
             sharding = self._last.sharding = Sharding(named)
         return sharding
 
