@@ -57,6 +57,9 @@ def _ddp():
     for make in (hook, lars):
         for dtype in (torch.float64, torch.float32):
             follows_one_process(DistributedDataParallel, make, dtype=dtype, collectives=0)
+        # The gradients are then pieces of larger tensors.
+        views = partial(DistributedDataParallel, gradient_as_bucket_view=True)
+        follows_one_process(views, make, collectives=0)
 
 
 @pytest.mark.parametrize("ranks", SIZES)
@@ -78,11 +81,15 @@ def test_fsdp2(ranks):
 
 
 def _columns():
-    def spread(model):
-        def place(param):
-            return Shard(param.dim() - 1)
+    ranks = dist.get_world_size()
 
-        fully_shard(model, mesh=_mesh(dist.get_world_size()), shard_placement_fn=place)
+    def place(param):
+        # PyTorch shards other dimensions than the first only evenly.
+        return Shard(1) if param.dim() == 2 and param.shape[1] % ranks == 0 else Shard(0)
+
+    def spread(model):
+        fully_shard(model, mesh=_mesh(ranks), shard_placement_fn=place)
+        assert model.block.down.weight.placements == (Shard(1),)
         return model
 
     for make in (hook, lars):
@@ -90,8 +97,7 @@ def _columns():
 
 
 def test_fsdp2_sharded_by_columns():
-    # PyTorch shards other dimensions than the first only evenly.
-    on_ranks(1, _columns)
+    on_ranks(3, _columns)
 
 
 def _hybrid(copies):
