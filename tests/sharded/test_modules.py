@@ -28,8 +28,8 @@ from sharded.training import follows_one_process, hook, lars, named, network
 SIZES = (1, 2, 3, 4)
 
 
-def _mesh(*shape):
-    return init_device_mesh("cpu", shape, mesh_dim_names=("copies", "data", "tensor")[3 - len(shape) :])
+def _mesh():
+    return init_device_mesh("cpu", (dist.get_world_size(),))
 
 
 def _fsdp2(model, mesh):
@@ -68,7 +68,7 @@ def test_ddp_communicates_nothing(ranks):
 
 
 def _fully_shard():
-    spread = partial(_fsdp2, mesh=_mesh(dist.get_world_size()))
+    spread = partial(_fsdp2, mesh=_mesh())
     for make in (hook, lars, partial(hook, path="loop"), partial(lars, path="loop")):
         follows_one_process(spread, make, collectives=1)
     for make in (hook, lars):
@@ -88,7 +88,7 @@ def _columns():
         return Shard(1) if param.dim() == 2 and param.shape[1] % ranks == 0 else Shard(0)
 
     def spread(model):
-        fully_shard(model, mesh=_mesh(ranks), shard_placement_fn=place)
+        fully_shard(model, mesh=_mesh(), shard_placement_fn=place)
         assert model.block.down.weight.placements == (Shard(1),)
         return model
 
@@ -113,7 +113,7 @@ def test_hybrid(ranks, copies):
 
 
 def _tensor():
-    spread = partial(_tensor_parallel, mesh=_mesh(dist.get_world_size()))
+    spread = partial(_tensor_parallel, mesh=_mesh())
     for make in (hook, partial(lars, path="foreach")):
         # One for the norms; the gradients of the LayerNorm's weight and bias are still to be summed, on several ranks.
         follows_one_process(spread, make, part=(0, 1), collectives=1 if dist.get_world_size() == 1 else 3)
@@ -149,7 +149,7 @@ def _partly():
     """Shard the block alone; who leaves parameters whole averages their gradients himself."""
 
     def spread(model):
-        fully_shard(model.block, mesh=_mesh(dist.get_world_size()))
+        fully_shard(model.block, mesh=_mesh())
         return model
 
     def average(model):
@@ -170,7 +170,7 @@ def test_plain_and_sharded_parameters(ranks):
 def _ignored():
     def spread(model):
         left_out = set(model.inp.parameters()) | set(model.block.norm.parameters())
-        fully_shard(model, mesh=_mesh(dist.get_world_size()), ignored_params=left_out)
+        fully_shard(model, mesh=_mesh(), ignored_params=left_out)
         return model
 
     def average(model):
@@ -201,7 +201,7 @@ def _hook_groups(module):
 
 
 def _groups():
-    mesh = _mesh(dist.get_world_size())
+    mesh = _mesh()
     before = network()
     after = _fsdp2(network(), mesh)
     decided = [str(param_groups(module, 0.25)) for module in (before, after)]
