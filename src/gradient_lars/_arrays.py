@@ -160,6 +160,7 @@ class TorchArrays:
         if data.shape != grad.shape:
             shapes = tuple(data.shape), tuple(grad.shape)
             raise ValueError(f"{label} must have the shape of `param.data`, {shapes[0]}, got {shapes[1]}.")
+        _check_placements(data, grad, weight_decay, label)
         if data.is_complex() and not grad.is_complex():
             raise TypeError(f"{label} must be complex as `param.data` is, got {grad.dtype}.")
         if grad.layout is torch.sparse_coo:
@@ -190,6 +191,10 @@ class TorchArrays:
             array = array.coalesce()._values()
         dtype = self.wide_dtype(array.dtype)
         if array.device.type == "cpu" and array.numel() >= LARGE and dtype in (torch.float32, torch.complex64):
+            if hasattr(array, "placements"):
+                # A DTensor has no blocks of its own: its pieces are summed in float64 instead.
+                double = torch.complex128 if dtype.is_complex else torch.float64
+                return torch.linalg.vector_norm(array, dtype=double).to(torch.float32)
             flat = _flat(array)
             whole = flat.numel() // _BLOCK * _BLOCK
             blocks = torch.linalg.vector_norm(flat[:whole].view(-1, _BLOCK), dim=1, dtype=dtype)
@@ -223,6 +228,21 @@ class TorchArrays:
             torch.bfloat16: torch.float32,
             torch.complex32: torch.complex64,
         }.get(dtype, dtype)
+
+
+def _check_placements(data: Any, grad: Any, weight_decay: float, label: str) -> None:
+    """Raise ValueError if `data` and `grad` are not both DTensors or none, or the decay would be summed over ranks."""
+    where = [getattr(tensor, "placements", None) for tensor in (data, grad)]
+    if (where[0] is None) != (where[1] is None):
+        raise ValueError(
+            f"{label} must be a DTensor if `param.data` is one, and only then. Distribute both alike, for example with "
+            "`torch.distributed.tensor.distribute_tensor`."
+        )
+    if weight_decay and any(placement.is_partial() for placement in where[1] or ()):
+        raise ValueError(
+            f"{label} is still to be summed over the ranks, and with `weight_decay` {weight_decay} the decay would be "
+            "too. Sum it first: `param.grad = param.grad.redistribute(placements=param.data.placements)`."
+        )
 
 
 def _flat(tensor: Any) -> Any:

@@ -166,7 +166,7 @@ def test_group_added_later(path):
         ({"nesterov": True, "dampening": 0.5}, ValueError, "`nesterov` needs a `momentum` above 0 and `dampening` 0"),
         ({"foreach": True, "fused": True}, RuntimeError, "`foreach` and `fused` cannot both be True"),
         ({"skip_nonfinite": True}, ValueError, "`skip_nonfinite` cannot differ per group"),
-        ({"master_weights": False}, ValueError, "`master_weights` cannot differ per group"),
+        ({"master_weights": True}, ValueError, "`master_weights` cannot differ per group"),
         ({"carry_norms": True}, ValueError, "`carry_norms` cannot differ per group"),
         ({"differentiable": True}, ValueError, "`differentiable` cannot differ per group"),
     ],

@@ -14,6 +14,7 @@ SECONDS = 60
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
     [
+        "torch._dynamo",
         "torch.distributed.fsdp",
         "torch.distributed.tensor.parallel",
         "torch.distributed.checkpoint.state_dict",

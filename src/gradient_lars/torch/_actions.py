@@ -9,6 +9,7 @@ from torch import Tensor
 from gradient_lars.hook import GradientLARS
 from gradient_lars.torch import _dispatch
 from gradient_lars.torch._decay import AbsorbedDecay, decay_of
+from gradient_lars.torch._flattened import MadeWith
 from gradient_lars.torch._layers import ARRAYS, Layer, LossScale, check_own_gradients, is_plain, named_parameters
 from gradient_lars.torch._selection import Chosen, Selection
 from gradient_lars.torch._sharding import gradient_like, is_dtensor, local
@@ -55,6 +56,7 @@ class LarsAction:
         self._absorbed = absorbed
         self._path = _dispatch.HookPath(path)
         self._chosen: Chosen | None = None
+        self._made_with = MadeWith()
         self.rates: LayerRates | None = None
 
     def check(self, optimizer: torch.optim.Optimizer) -> None:
@@ -75,6 +77,7 @@ class LarsAction:
         """Return the groups that the hook acts on, with what it acts on there and the decay."""
         groups = optimizer.param_groups
         if self._chosen is None or not self._chosen.holds_for(groups):
+            self._made_with.check(groups)
             self._chosen = Chosen(optimizer, self._selection)
             self._path.forget()
         absorb = self._absorbed is not None

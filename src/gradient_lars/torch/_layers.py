@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gradient_lars._arrays import TorchArrays
+from gradient_lars.torch._flattened import check_not_partitioned
 from gradient_lars.torch._sharding import LocalNorms, Piece, Sharding, check_sharding
 
 ARRAYS = TorchArrays(torch)
@@ -127,4 +128,5 @@ def check_parameter(name: str, param: Tensor) -> None:
             f"`optimizer` holds {name!r}, a parameter that FSDP1 has flattened: its layers, and so their norms, are "
             "gone. Shard with FSDP2 (`torch.distributed.fsdp.fully_shard`), which keeps every layer."
         )
+    check_not_partitioned(name, param)
     check_sharding(name, param)

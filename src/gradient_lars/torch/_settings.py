@@ -48,11 +48,19 @@ def check_switches(switches: dict[str, Any]) -> None:
             raise TypeError(f"`{name}` must be True or False, got {value!r}.")
 
 
-def check_whole_optimizer(group: dict[str, Any], defaults: dict[str, Any]) -> None:
-    """Raise ValueError if `group` sets for itself what only the whole optimizer can have."""
+def check_whole_optimizer(group: dict[str, Any], whole: dict[str, Any]) -> None:
+    """Raise ValueError if `group` sets for itself what only the whole optimizer can have.
+
+    ``ZeroRedundancyOptimizer`` writes all settings into its groups: those of the whole optimizer may stand there too.
+    """
     for name in _WHOLE:
-        if name in group and (name not in defaults or group[name] != defaults[name]):
+        if name in group and group[name] != whole[name]:
             raise ValueError(f"`{name}` cannot differ per group. Pass it to `LARS` itself.")
+    if group.get("skip_nonfinite"):
+        raise ValueError(
+            "`skip_nonfinite` cannot be had in ZeroRedundancyOptimizer: a rank has the gradients of its own layers "
+            "there, and would skip a step that others take. Use `fully_shard`, whose ranks decide together."
+        )
 
 
 def _check_each(settings: Mapping[str, Any]) -> None:

@@ -76,7 +76,7 @@ def add_hook(
             something that is no tensor; `absorb_weight_decay` without a GradientLARS.
         ValueError: `timing`, `path` or `params` is not as described; the hook has no name; a decay is set in the hook
             and in a group; `optimizer` does layer-wise scaling itself; the parameters are sharded in a way that has
-            lost their layers (FSDP1).
+            lost their layers (FSDP1, DeepSpeed's ZeRO). Steps raise the same for what has happened since.
         RuntimeError: in a step, if `path` is 'fused' and that cannot run.
         KeyError: `name` is in use on this optimizer.
 

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gradient_lars.torch import _dispatch, _lars_state
+from gradient_lars.torch._flattened import MadeWith
 from gradient_lars.torch._lars import LarsLayer
 from gradient_lars.torch._layers import ARRAYS, LossScale, check_parameter, named_parameters
 from gradient_lars.torch._settings import check_group, check_switches, check_whole_optimizer
@@ -16,6 +17,8 @@ from gradient_lars.torch._sharding import Sharding, gradient_like, is_dtensor, l
 from gradient_lars.torch.rates import LayerRates
 
 _FIGURES = ("p_norm", "g_norm", "rate")
+# Settings of the optimizer that are in no group.
+_OWN = ("skip_nonfinite", "master_weights", "carry_norms")
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
@@ -28,6 +31,7 @@ class LastStep:
     skipped: Tensor | None = None
     fused: _dispatch.FusedStep | None = None
     sharding: Sharding | None = None
+    made_with: MadeWith = field(default_factory=MadeWith)
 
 
 class LARS(torch.optim.Optimizer):
@@ -165,12 +169,12 @@ class LARS(torch.optim.Optimizer):
 
         Raises:
             TypeError: a setting is not of its type.
-            ValueError: a setting is out of its range or cannot differ per group, or a parameter has been flattened by
-                FSDP1.
+            ValueError: a setting is out of its range or cannot differ per group, or FSDP1 or DeepSpeed's ZeRO has made
+                one vector of several layers.
             RuntimeError: the paths asked for exclude each other.
         """
         if isinstance(param_group, dict):
-            check_whole_optimizer(param_group, self.defaults)
+            check_whole_optimizer(param_group, {**self.defaults, **{name: getattr(self, name) for name in _OWN}})
             group = {**self.defaults, **param_group}
             check_group(group)
             _dispatch.check_lars_path(**{name: group[name] for name in ("foreach", "fused", "differentiable")})
@@ -178,6 +182,7 @@ class LARS(torch.optim.Optimizer):
         try:
             for _, name, _, param in named_parameters(self):
                 check_parameter(name, param)
+            self._last.made_with.check(self.param_groups)
         except ValueError:
             self.param_groups.pop()
             raise
@@ -186,7 +191,8 @@ class LARS(torch.optim.Optimizer):
         """Take one step and return the closure's loss, if there is one.
 
         Raises:
-            ValueError: a gradient is sparse; nothing was changed then.
+            ValueError: a gradient is sparse, or the parameters have been flattened since (DeepSpeed's ZeRO); nothing
+                was changed then.
         """
         loss = None
         if closure is not None:
@@ -240,7 +246,7 @@ class LARS(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         self._forget_unstarted()
-        own = ("skip_nonfinite", "master_weights", "carry_norms", "_step_supports_amp_scaling")
+        own = (*_OWN, "_step_supports_amp_scaling")
         last = LastStep(skipped=self._last.skipped)
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}, "_last": last}
 
@@ -337,6 +343,9 @@ class LARS(torch.optim.Optimizer):
         """Return how the parameters are sharded, as it was found out when there were others last."""
         sharding = self._last.sharding
         if sharding is None or not sharding.holds_for([param for _, param in named]):
+            self._last.made_with.check(self.param_groups)
+            for name, param in named:
+                check_parameter(name, param)
             sharding = self._last.sharding = Sharding(named)
         return sharding
 
