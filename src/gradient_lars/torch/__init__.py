@@ -6,6 +6,7 @@ from gradient_lars.torch.hooks import HookHandle, add_hook, remove_hook
 from gradient_lars.torch.optimizer import LARS
 from gradient_lars.torch.param_groups import EXEMPT, param_groups
 from gradient_lars.torch.rates import LayerRates
+from gradient_lars.torch.schedules import scaled_lr, tvlars, warmup_polynomial
 
 __all__ = [
     "EXEMPT",
@@ -17,4 +18,7 @@ __all__ = [
     "hook_path",
     "param_groups",
     "remove_hook",
+    "scaled_lr",
+    "tvlars",
+    "warmup_polynomial",
 ]
