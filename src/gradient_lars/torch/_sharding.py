@@ -149,6 +149,9 @@ class Sharding:
 
     Args:
         named: names and parameters that the step may have gradients for, the same on all ranks.
+
+    Attributes:
+        dtensors: those that are DTensors, sharded or replicated.
     """
 
     def __init__(self, named: Iterable[tuple[str, Tensor]]) -> None:
@@ -158,6 +161,7 @@ class Sharding:
             self._held.append(param)
             if is_dtensor(param) and any(not placement.is_replicate() for placement in param.placements):
                 found.setdefault(param.device_mesh, []).append((name, param))
+        self.dtensors = [param for param in self._held if is_dtensor(param)]
         # A rank outside a mesh holds nothing of its tensors.
         found = {mesh: members for mesh, members in found.items() if mesh.get_coordinate() is not None}
         self._meshes = [_Mesh(mesh, members) for mesh, members in found.items()]

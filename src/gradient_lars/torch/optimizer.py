@@ -7,13 +7,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from gradient_lars.torch import _dispatch, _lars_state
 from gradient_lars.torch._flattened import MadeWith
 from gradient_lars.torch._lars import LarsLayer
-from gradient_lars.torch._layers import ARRAYS, LossScale, check_parameter, named_parameters
+from gradient_lars.torch._lars_layers import layers_of
+from gradient_lars.torch._layers import LossScale, check_parameter, named_parameters
 from gradient_lars.torch._settings import check_group, check_switches, check_whole_optimizer
-from gradient_lars.torch._sharding import Sharding, gradient_like, is_dtensor, local
+from gradient_lars.torch._sharding import Sharding
 from gradient_lars.torch.rates import LayerRates
 
 _FIGURES = ("p_norm", "g_norm", "rate")
@@ -200,6 +202,9 @@ class LARS(torch.optim.Optimizer):
                 loss = closure()
         with torch.set_grad_enabled(self.defaults["differentiable"]):
             self._step()
+        # The step has written to the pieces: autograd looks at the versions of the DTensors around them.
+        if self._last.sharding is not None and self._last.sharding.dtensors:
+            increment_version([param for param in self._last.sharding.dtensors if param.grad is not None])
         return loss
 
     def rates(self) -> LayerRates:
@@ -303,68 +308,12 @@ class LARS(torch.optim.Optimizer):
                 del self.state[param]["momentum_buffer"]
 
     def _layers(self) -> tuple[list[LarsLayer], Sharding]:
-        layers = []
-        found = [(*item, item[3].grad) for item in named_parameters(self)]
-        sharding = self._sharding([(name, param) for _, name, _, param, _ in found])
-        # All are looked at before any state is made.
-        for i, (group, name, own_name, param, grad) in enumerate(found):
-            if grad is None:
-                continue
-            if grad.layout is not torch.strided:
-                raise ValueError(
-                    f"`param.grad` of {name!r} is sparse, which LARS does not take. Use a dense gradient "
-                    "(`sparse=False` in nn.Embedding), or torch.optim.SGD with `add_hook`."
-                )
-            if is_dtensor(param) or is_dtensor(grad):
-                if group["differentiable"]:
-                    raise ValueError(
-                        f"`differentiable` cannot be had for {name!r}, a sharded parameter (DTensor). Leave it out."
-                    )
-                found[i] = (group, name, own_name, param, gradient_like(name, param, grad))
-        for group, name, _, param, grad in found:
-            if grad is None:
-                continue
-            adapted = param.dim() >= 2 if group["adapt"] is None else bool(group["adapt"])
-            master = self._master(param)
-            momentum, fresh = self._momentum(param, group)
-            piece = sharding.piece(param)
-            if is_dtensor(param):
-                param, grad = local(param), local(grad)
-                momentum = None if momentum is None else local(momentum)
-                master = None if master is None else local(master)
-            if param.is_complex():
-                param, grad = torch.view_as_real(param), torch.view_as_real(grad.resolve_conj())
-                momentum = None if momentum is None else torch.view_as_real(momentum)
-                master = None if master is None else torch.view_as_real(master)
-            layers.append(LarsLayer(name, param, grad, momentum, master, group, adapted, fresh, piece))
-        return layers, sharding
-
-    def _sharding(self, named: list[tuple[str, Tensor]]) -> Sharding:
-        """Return how the parameters are sharded, as it was found out when there were others last."""
+        """Return the layers that have gradients, with their state, and how all parameters are sharded."""
+        named = list(named_parameters(self))
         sharding = self._last.sharding
-        if sharding is None or not sharding.holds_for([param for _, param in named]):
+        if sharding is None or not sharding.holds_for([param for *_, param in named]):
             self._last.made_with.check(self.param_groups)
-            for name, param in named:
+            for _, name, _, param in named:
                 check_parameter(name, param)
-            sharding = self._last.sharding = Sharding(named)
-        return sharding
-
-    def _master(self, param: Tensor) -> Tensor | None:
-        dtype = ARRAYS.wide_dtype(param.dtype)
-        if not self.master_weights or dtype == param.dtype:
-            return None
-        state = self.state[param]
-        if "master" not in state:
-            state["master"] = param.detach().to(dtype, memory_format=torch.preserve_format)
-        master: Tensor = state["master"]
-        return master
-
-    def _momentum(self, param: Tensor, group: dict[str, Any]) -> tuple[Tensor | None, bool]:
-        if group["momentum"] == 0:
-            return None, False
-        state = self.state[param]
-        fresh = state.get("momentum_buffer") is None
-        if fresh:
-            like = state.get("master", param)
-            state["momentum_buffer"] = torch.zeros_like(like, memory_format=torch.preserve_format, requires_grad=False)
-        return state["momentum_buffer"], fresh
+            sharding = self._last.sharding = Sharding([(name, param) for _, name, _, param in named])
+        return layers_of(named, sharding, self.state, master_weights=self.master_weights), sharding
