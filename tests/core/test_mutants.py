@@ -83,7 +83,7 @@ MUTANTS = [
         "no decay below the threshold",
         "torch/_foreach.py",
         "factor, decay = loss_scale.applied(rate, layers[0].sign * weight_decay)",
-        "factor, decay = loss_scale.applied(rate, layers[0].sign * weight_decay * bool((p_norm > threshold).all()))",
+        "factor, decay = loss_scale.applied(rate, layers[0].sign * weight_decay * bool((rate != 1).all()))",
         suites=("foreach",),
     ),
     Mutant(
@@ -112,8 +112,8 @@ MUTANTS = [
     Mutant(
         "norm after the decay",
         "torch/_foreach.py",
-        "norms([layer.grad for layer in layers])",
-        "norms([layer.grad + weight_decay * layer.param for layer in layers])",
+        "norms([layer.grad for layer in bucket])",
+        "norms([layer.grad + layer.weight_decay * layer.param for layer in bucket])",
         suites=("foreach",),
     ),
     Mutant(
