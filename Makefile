@@ -1,5 +1,6 @@
 # make demo      train the digits with SGD and with GradientLARS: table, CSV and plot in demo/
-# make test      all tests, with coverage      make check   format, lint, types, import rules
+# make test      all tests but the slow ones, with coverage      make test-slow   those
+# make check     format, lint, types, import rules
 # make results   the committed comparison made anew, and README's tables      make clean   remove what these made
 # make traffic   what a step sends under FSDP2, 4 processes on the CPU, 2 minutes
 # make bench     time the step beside SGD's and other LARS, CPU, 3 minutes      make bench-gpu   the same on a CUDA device
@@ -7,7 +8,7 @@
 PYTHON ?= python3.11
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check results traffic bench bench-gpu clean
+.PHONY: demo test test-slow check results traffic bench bench-gpu clean
 
 demo: .venv/.demo
 	.venv/bin/gradient-lars compare --out demo --overwrite
@@ -17,6 +18,9 @@ test: .venv/.test
 	OMP_NUM_THREADS=1 .venv/bin/python -m coverage run -m pytest --numprocesses 2 --dist worksteal -m "not slow"
 	@.venv/bin/python -m coverage combine --quiet
 	.venv/bin/python -m coverage report
+
+test-slow: .venv/.test
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses 2 --dist worksteal -m slow
 
 check: .venv/.test
 	.venv/bin/ruff format --check .

@@ -141,6 +141,7 @@ def test_four_ranks_compare_as_one_does(finished, quick, tmp_path):
             assert float(row[name]) == pytest.approx(float(one[name]), rel=1e-4), (row["layer"], name)
 
 
+@pytest.mark.slow
 def test_interrupted_and_resumed_on_two_ranks(finished, quick, tmp_path):
     folder = tmp_path / "two"
     process = start(*alone(2), *COMPARE, *quick, "--out", folder)
@@ -170,6 +171,7 @@ def nodes(quick, folders, *second):
     return [finish(process) for process in (first, start(*ours, *COMPARE, *quick, "--out", folders[1], *second))]
 
 
+@pytest.mark.slow
 def test_two_machines_and_sharded_layers(finished, quick, tmp_path):
     folders = [tmp_path / "first", tmp_path / "second"]
     ends = nodes([*quick, "--shard", "fsdp2"], folders)
@@ -182,6 +184,7 @@ def test_two_machines_and_sharded_layers(finished, quick, tmp_path):
     assert_same_runs(folders[writer], finished)
 
 
+@pytest.mark.slow
 def test_machines_with_different_commands_are_refused_once(quick, tmp_path):
     ends = nodes(quick, [tmp_path / "first", tmp_path / "second"], "--epochs", 3)
     assert all(code != 0 for code, _, _ in ends)

@@ -16,6 +16,8 @@ import pytest
 
 import gradient_lars
 
+pytestmark = pytest.mark.slow
+
 TESTS = Path(__file__).parents[1]
 
 # Name: the arguments of pytest, files relative to the folder of the tests.

@@ -79,7 +79,7 @@ MIXES = [(*TARGETS[0], *types) for types in (*TYPES, ("fp64", "fp64", "fp64", No
 MIXES += [(*target, *TYPES[0]) for target in TARGETS[1:]]
 
 
-@pytest.mark.parametrize("mix", MIXES, ids=str)
+@pytest.mark.parametrize("mix", [MIXES[0], *(pytest.param(mix, marks=pytest.mark.slow) for mix in MIXES[1:])], ids=str)
 def test_compiles_to_wide_loads_without_spilling(mix, tmp_path):
     env = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     env |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}

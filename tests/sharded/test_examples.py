@@ -48,6 +48,7 @@ def test_fsdp2_resumes_on_another_number_of_ranks(tmp_path):
     assert resumed == {10: pytest.approx(epochs[10], abs=5e-4)}
 
 
+@pytest.mark.slow
 def test_fsdp2_and_tensor_parallel_learn():
     _assert_learnt(_run("fsdp2_tp.py", 4), last=8)
 
