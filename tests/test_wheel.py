@@ -1,7 +1,8 @@
-"""The built wheel: complete, and importable where nothing else is installed."""
+"""The built wheel and the source archive: complete, and importable where nothing else is installed."""
 
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -17,6 +18,21 @@ def wheel(tmp_path_factory):
     subprocess.run([sys.executable, "-m", "pip", "wheel", *options, "--wheel-dir", folder, ROOT], check=True)
     (built,) = folder.glob("*.whl")
     return built
+
+
+def test_the_source_archive_holds_what_its_tests_and_its_makefile_need(tmp_path):
+    build = [sys.executable, "-m", "hatchling", "build", "--target", "sdist", "--directory", tmp_path]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    (built,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(built) as file:
+        names = {name.partition("/")[2] for name in file.getnames()}
+    expected = {
+        path.relative_to(ROOT).as_posix()
+        for folder in ("src", "tests", "docs", "examples", "benchmarks")
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert expected | {"Makefile", "constraints.txt", "pyproject.toml", "README.md"} <= names
 
 
 def test_every_module_and_the_type_marker_are_inside(wheel):

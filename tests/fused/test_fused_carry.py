@@ -179,6 +179,23 @@ def test_a_skipped_step(edited, device):
         assert _recomputed(optimizer) == []
 
 
+def test_an_edit_after_a_step_that_was_broken_off(device, monkeypatch):
+    """As where the ranks of sharded layers disagree: weights were looked at, and nothing was changed."""
+    named, optimizer = _started(device)
+
+    def broken(*args, **options):
+        raise RuntimeError("broken off")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(optimizer._last.fused, "_launch", broken)
+        with pytest.raises(RuntimeError, match="broken off"):
+            optimizer.step()
+    with torch.no_grad():
+        named[1][1].mul_(3.0)
+    checked_step(optimizer)
+    assert _recomputed(optimizer) == [1]
+
+
 def test_a_step_skipped_for_its_gradients(device):
     named, optimizer = _started(device, skip_nonfinite=True)
     named[0][1].grad[0, 0] = float("nan")
@@ -244,6 +261,18 @@ def test_weights_of_another_type(device):
     param.data = param.data.double() * 2.0
     set_gradients(named, 3)
     checked_step(optimizer, factor=1e6)
+    assert took_the_kernels(optimizer)
+
+
+def test_weights_transposed_where_they_are(device):
+    named = network(device, shapes=((6, 6), (4, 3)))
+    optimizer = fused(named)
+    advance(optimizer, named, 2)
+    _, param = named[0]
+    param.data = param.detach().t()
+    for step in (2, 3):
+        set_gradients(named, step)
+        checked_step(optimizer)
     assert took_the_kernels(optimizer)
 
 

@@ -67,6 +67,26 @@ def test_another_gradient_among_the_same(other, way, device, monkeypatch):
     assert optimizer._last.fused._gradients._single == ([] if way == "at once" else [2])
 
 
+def test_fewer_rows_where_they_are(way, device):
+    """Rows that are cut off leave weights and momentum at their addresses."""
+    named = network(device, shapes=SHAPES)
+    optimizer = fused(named)
+    for step in range(2):
+        set_gradients(named, step)
+        checked_step(optimizer)
+    param, memory = named[0][1], named[0][1].detach()
+    momentum = optimizer.state[param]["momentum_buffer"]
+    param.grad = None
+    param.data, optimizer.state[param]["momentum_buffer"] = memory[:2], momentum[:2]
+    before = memory[2:].clone(), momentum[2:].clone()
+    for step in range(2, 4):
+        set_gradients(named, step)
+        checked_step(optimizer)
+        assert torch.equal(memory[2:], before[0])
+        assert torch.equal(momentum[2:], before[1])
+    assert took_the_kernels(optimizer)
+
+
 def test_a_negated_scalar(way, device):
     named = network(device, shapes=SHAPES)
     optimizer = fused(named)

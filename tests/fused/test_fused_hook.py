@@ -10,7 +10,7 @@ from fused.common import NoLaunch, copied, moved, network, set_gradients
 from gradient_lars import GradientLARS
 from gradient_lars.torch import _dispatch, _fused_hook, _triton_hook, add_hook
 from gradient_lars.torch._fused_tables import CHUNK
-from gradient_lars.torch._layers import LossScale
+from gradient_lars.torch._layers import Layer, LossScale
 from lars.expected import assert_same
 from reference import assert_close, lars
 from torch_cases import CASES, SETTINGS, to_numpy
@@ -242,9 +242,10 @@ def test_a_layer_that_comes_later_keeps_the_others(device):
         for i in absent:
             named[i][1].grad = None
         checked_step(optimizer, handle)
-        made = fused_of(handle) if step == 1 else None
-    assert len(fused_of(handle).members) == 3
-    assert made is None or made is fused_of(handle)
+        if step == 1:
+            made = fused_of(handle)
+    assert len(made.members) == 3
+    assert fused_of(handle) is made
 
 
 def test_tensors_that_change_between_steps(device):
@@ -274,6 +275,18 @@ def test_tensors_that_change_between_steps(device):
     square.data = square.data.double()
     square.grad = torch.ones_like(square)
     checked_step(optimizer, handle)
+
+
+def test_it_does_not_fit_layers_on_another_device(device):
+    named = network(device, shapes=((4, 3), (5,)))
+    optimizer, handle = hooked(named)
+    set_gradients(named, 0)
+    checked_step(optimizer, handle)
+    layers = [Layer(name, param, param.grad, 0.125, 1) for name, param in named]
+    assert fused_of(handle).fits(layers)
+    torch.utils.swap_tensors(named[0][1], torch.nn.Parameter(torch.empty(4, 3, device="meta")))
+    layers[0].grad = torch.empty(4, 3, device="meta")
+    assert not fused_of(handle).fits(layers)
 
 
 def test_gradients_of_another_kind_while_it_is_going(device):

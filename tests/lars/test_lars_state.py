@@ -7,7 +7,7 @@ import pickle
 import pytest
 import torch
 
-from gradient_lars.torch import LARS
+from gradient_lars.torch import LARS, _dispatch
 from lars.expected import PATHS, advance, assert_same, checked_step, network, set_gradients, state_of, train
 from reference import assert_close
 from torch_cases import to_numpy
@@ -192,6 +192,33 @@ def test_a_flattened_parameter_is_not_added():
     named[1][1]._is_flat_param = True
     with pytest.raises(ValueError, match="'layer1', a parameter that FSDP1 has flattened"):
         optimizer.add_param_group({"params": named[1:]})
+    assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_first_step_that_is_refused_leaves_no_state(dtype, monkeypatch):
+    """As in the capture of a CUDA graph, which would leave momenta that nobody has filled."""
+    named = network(dtype)
+    optimizer = LARS(named, **SETTINGS, master_weights=True)
+    set_gradients(named, 0)
+
+    def refuse(*args):
+        raise RuntimeError("refused")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_dispatch, "fused_step", refuse)
+        with pytest.raises(RuntimeError, match="refused"):
+            optimizer.step()
+    assert not any(optimizer.state.values())
+    with torch.no_grad():
+        named[0][1].mul_(2.0)
+    checked_step(optimizer)
+
+
+def test_a_parameter_of_a_type_that_cannot_be_trained_is_not_added():
+    optimizer = LARS(network(), 1.0)
+    with pytest.raises(TypeError, match="'whole' of type torch.int64. LARS takes float16 and wider"):
+        optimizer.add_param_group({"params": [("whole", torch.ones(2, dtype=torch.int64))]})
     assert len(optimizer.param_groups) == 1
 
 

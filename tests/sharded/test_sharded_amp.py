@@ -204,6 +204,33 @@ def test_ranks_that_disagree_are_told(ranks):
     on_ranks(ranks, _disagree_every_way)
 
 
+def _disagree_on_several_meshes(make, path):
+    spread = Spread(_layout("several meshes"), torch.float64)
+    optimizer, twin = make(spread.spread, path), make(spread.whole, "loop")
+    spread.set_gradients(0, without=(0, 1, 2) if dist.get_rank() == 0 else ())
+    # A layer of each mesh, and not every rank shares each of them with the one that has no gradient.
+    names = [["layer0", "layer1", "layer2"], ["layer0", "layer2"], ["layer0", "layer1"], ["layer0"]][dist.get_rank()]
+    with pytest.raises(RuntimeError, match=f"disagree about `param.grad` of {', '.join(map(repr, names))}: some have"):
+        optimizer.step()
+    # Nothing of that is left for the next step, in which the last rank would wait for the others.
+    for step in range(2):
+        spread.set_gradients(step)
+        optimizer.step()
+        twin.step()
+        spread.assert_equal(1e-12)
+
+
+def _disagree_on_several_meshes_every_way():
+    for path in LARS_PATHS:
+        _disagree_on_several_meshes(_lars, path)
+    for path in HOOK_PATHS:
+        _disagree_on_several_meshes(_hook, path)
+
+
+def test_ranks_that_disagree_on_several_meshes_are_told_once():
+    on_ranks(4, _disagree_on_several_meshes_every_way)
+
+
 def _every_guard_of_the_kernels():
     os.environ["TRITON_INTERPRET"] = "1"
     with np.errstate(all="ignore"):

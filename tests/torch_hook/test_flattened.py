@@ -13,6 +13,7 @@ from torch._utils import _flatten_dense_tensors
 
 from gradient_lars import GradientLARS
 from gradient_lars.torch import LARS, add_hook
+from gradient_lars.torch._flattened import MadeWith
 
 REPLACED = r"`optimizer` holds in group {group} 1 vector in place of the {made} parameters? that it was made with, as"
 OUT = r"the layers, and so their norms, are gone\. Shard with FSDP2"
@@ -184,6 +185,35 @@ def test_parameters_that_replace_others_are_no_partitions(make):
         group["param_names"] = [f"layer{i}" for i in range(len(params))]
         _set_gradients(optimizer)
         optimizer.step()
+
+
+@pytest.mark.parametrize("gone", [0, 1])
+def test_a_partition_where_a_layer_was_in_memory(gone):
+    """An object that is gone gives its id to another one."""
+    made_with, layers = MadeWith(), [torch.nn.Parameter(torch.ones(4, 3)), torch.ones(3)]
+    made_with.check([{"params": layers}])
+    place = id(layers.pop(gone))
+    others = [torch.ones(6)]
+    while len(others) < 1000 and id(others[-1]) != place:
+        others.append(torch.ones(6))
+    if id(others[-1]) != place:
+        pytest.skip("Python has put nothing else there")
+    with pytest.raises(ValueError, match=REPLACED.format(group=0, made=2)):
+        made_with.check([{"params": [others[-1]]}])
+
+
+@MAKE
+def test_parameters_may_be_swapped(make):
+    """As ``nn.Module.to`` does if it is told to: PyTorch refuses where somebody holds a weak reference."""
+    model = _model()
+    optimizer = make(_one_group(model))
+    for _ in range(2):
+        _set_gradients(optimizer)
+        optimizer.step()
+    optimizer.zero_grad()
+    torch.utils.swap_tensors(model[0].weight, torch.nn.Parameter(torch.ones(3, 4)))
+    _set_gradients(optimizer)
+    optimizer.step()
 
 
 @MAKE

@@ -28,6 +28,8 @@ from gradient_lars.torch._sharding import Sharding, gradient_like, is_dtensor, l
 from gradient_lars.torch.rates import LayerRates
 
 _ADDRESS: Any = Tensor.data_ptr
+_STRIDE: Any = Tensor.stride
+_IS_CONTIGUOUS: Any = Tensor.is_contiguous
 _SETTINGS = itemgetter(
     "momentum", "dampening", "weight_decay", "nesterov", "trust_coefficient", "threshold", "eps", "adapt",
     "lr_in_momentum", "trust_clip", "min_rate", "max_rate", "maximize", "differentiable", "foreach", "fused",
@@ -106,6 +108,10 @@ class Fused:
             if any(holding):
                 self._in_state.append((itemgetter(name), None if all(holding) else holding))
         self._addresses = self._read_addresses(optimizer)
+        self._layout_of = _IS_CONTIGUOUS
+        if not all(self._read_layout()):
+            self._layout_of = _STRIDE
+        self._layout = self._read_layout()
         self._gradients = Gradients(self._layers, self._read_gradients())
         self._versions = Versions(self._layers)
 
@@ -117,6 +123,10 @@ class Fused:
         if self._dtensors:
             tensors = [map(local, some) for some in tensors]
         return list(map(_ADDRESS, chain.from_iterable(tensors)))
+
+    def _read_layout(self) -> list[Any]:
+        """Return how the parameters lie at their addresses: transposed, they stay where they are."""
+        return list(map(self._layout_of, map(local, self._params) if self._dtensors else self._params))
 
     def _read_gradients(self) -> list[Tensor | None]:
         grads = [param.grad for param in self._params]
@@ -193,7 +203,7 @@ class Fused:
             return False
         try:
             # The states' tensors in the states' order: one that was replaced, or whose storage was, is elsewhere.
-            return self._read_addresses(optimizer) == self._addresses
+            return self._read_addresses(optimizer) == self._addresses and self._read_layout() == self._layout
         except (KeyError, TypeError):
             return False
 

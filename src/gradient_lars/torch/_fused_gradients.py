@@ -17,6 +17,7 @@ from gradient_lars.torch._fused_layer import FusedLayer
 from gradient_lars.torch._fused_tables import ABSENT
 
 _ADDRESS: Any = Tensor.data_ptr
+_NUMEL: Any = Tensor.numel
 _STRIDE: Any = Tensor.stride
 _IS_CONTIGUOUS: Any = Tensor.is_contiguous
 
@@ -84,8 +85,9 @@ class Gradients:
 
 
 def same_in_lists(grads: Sequence[Tensor]) -> Check:
-    """Return whether tensors have the types and strides of `grads`, as a function of them."""
+    """Return whether tensors have the types, sizes and strides of `grads`, as a function of them."""
     dtypes, strides = [grad.dtype for grad in grads], [grad.stride() for grad in grads]
+    numels = [grad.numel() for grad in grads]
     contiguous = all(grad.is_contiguous() for grad in grads)
 
     def same(now: Sequence[Any]) -> bool:
@@ -93,7 +95,7 @@ def same_in_lists(grads: Sequence[Tensor]) -> Check:
             if not all(map(is_not, now, repeat(None))):
                 return False
             in_order = all(map(_IS_CONTIGUOUS, now)) if contiguous else list(map(_STRIDE, now)) == strides
-            return in_order and [grad.dtype for grad in now] == dtypes
+            return in_order and [grad.dtype for grad in now] == dtypes and list(map(_NUMEL, now)) == numels
         except RuntimeError:  # a sparse gradient has no strides
             return False
 

@@ -56,7 +56,7 @@ class FusedHook:
         self._parts = [(group, HookBucket(group, self._max_rows, kernels)) for group in by_key.values()]
         self.members: list[Member] = [member for group, _ in self._parts for member in group]
         self._numel = {id(member.param): member.param.numel() for member in self.members}
-        self._dtypes = {id(member.param): (member.param.dtype, member.grad_dtype) for member in self.members}
+        self._keys = {id(member.param): member.key for member in self.members}
         self._in_graph = self._decay = False
         self._arrange([layer.param for layer in layers])
 
@@ -67,7 +67,7 @@ class FusedHook:
         self._others = [i for i, param in enumerate(params) if id(param) not in self._numel]
         mine = self._my_params = [params[i] for i in self._mine]
         self._my_numel = [self._numel[id(param)] for param in mine]
-        self._my_dtypes = [self._dtypes[id(param)] for param in mine]
+        self._my_keys = [self._keys[id(param)] for param in mine]
         self._my_strides: Any = None
         # Of each launch, for every layer its place among these; none for a layer without gradient.
         place_of = {id(param): i for i, param in enumerate(mine)}
@@ -107,7 +107,7 @@ class FusedHook:
         return norms
 
     def _as_before(self, grads: list[Tensor]) -> bool:
-        """Return whether gradients and weights have types, sizes and order of memory that the kernel was told."""
+        """Return whether gradients and weights have device, types, sizes and order of memory as the kernel was told."""
         params = self._my_params
         try:
             strides = list(map(_STRIDE, params)), list(map(_STRIDE, grads))
@@ -117,8 +117,8 @@ class FusedHook:
             if not all(map(is_dense, params)) or not all(map(same_order, grads, params)):
                 return False
             self._my_strides = strides
-        dtypes = [(param.dtype, grad.dtype) for param, grad in zip(params, grads, strict=True)]
-        if dtypes != self._my_dtypes or list(map(_NUMEL, params)) != self._my_numel:
+        keys = [(param.device, param.dtype, grad.dtype) for param, grad in zip(params, grads, strict=True)]
+        if keys != self._my_keys or list(map(_NUMEL, params)) != self._my_numel:
             return False
         return set(map(type, grads)) <= {Tensor} and not any(map(_IS_NEGATED, grads))
 

@@ -31,11 +31,15 @@ class Versions:
         if not self.known:
             return set()
         versions = list(map(_VERSION, self._counted))
-        before, self._versions = self._versions, versions
+        before, steps = self._versions, self._steps
+        # Until the step is counted, which it is not where it is broken off.
+        self._versions, self._steps = versions, repeat(0)
         # Versions only grow, so that equal sums are equal versions.
-        if sum(versions) == self._expected or not before:
+        total, expected = sum(versions), self._expected
+        self._expected = total
+        if total == expected or not before:
             return set()
-        after = map(int.__add__, before, self._steps)
+        after = map(int.__add__, before, steps)
         return {i for i, (a, b) in enumerate(zip(versions, after, strict=False)) if a != b}
 
     def count(self, present: list[bool] | None) -> None:

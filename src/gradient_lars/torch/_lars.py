@@ -28,7 +28,7 @@ def scalar_lr(group: Group) -> float | Tensor:
 
 @dataclass(slots=True)
 class LarsLayer:
-    """One parameter with its gradient and state; `fresh` says that the momentum was made for this step.
+    """One parameter with its gradient and state; `fresh` and `fresh_master` say what was made for this step.
 
     Of a sharded parameter, the tensors are this rank's pieces and `piece` says where these belong.
     """
@@ -42,6 +42,7 @@ class LarsLayer:
     adapted: bool
     fresh: bool
     piece: Piece | None = None
+    fresh_master: bool = False
 
     @property
     def weights(self) -> Tensor:

@@ -33,7 +33,7 @@ def layers_of(named: Sequence[Named], sharding: Sharding, states: States, *, mas
         if grad is None:
             continue
         adapted = param.dim() >= 2 if group["adapt"] is None else bool(group["adapt"])
-        master = _master(param, states) if master_weights else None
+        master, fresh_master = _master(param, states) if master_weights else (None, False)
         momentum, fresh = _momentum(param, group, states)
         piece = sharding.piece(param)
         if is_dtensor(param):
@@ -44,7 +44,7 @@ def layers_of(named: Sequence[Named], sharding: Sharding, states: States, *, mas
             param, grad = torch.view_as_real(param), torch.view_as_real(grad.resolve_conj())
             momentum = None if momentum is None else torch.view_as_real(momentum)
             master = None if master is None else torch.view_as_real(master)
-        layers.append(LarsLayer(name, param, grad, momentum, master, group, adapted, fresh, piece))
+        layers.append(LarsLayer(name, param, grad, momentum, master, group, adapted, fresh, piece, fresh_master))
     return layers
 
 
@@ -67,15 +67,16 @@ def _checked(group: Group, name: str, param: Tensor) -> Tensor | None:
     return grad
 
 
-def _master(param: Tensor, states: States) -> Tensor | None:
+def _master(param: Tensor, states: States) -> tuple[Tensor | None, bool]:
+    """Return the master copy, if the parameter has one, and whether it was made for this step."""
     dtype = ARRAYS.wide_dtype(param.dtype)
     if dtype == param.dtype:
-        return None
+        return None, False
     state = states[param]
-    if "master" not in state:
+    fresh = "master" not in state
+    if fresh:
         state["master"] = param.detach().to(dtype, memory_format=torch.preserve_format)
-    master: Tensor = state["master"]
-    return master
+    return state["master"], fresh
 
 
 def _momentum(param: Tensor, group: Group, states: States) -> tuple[Tensor | None, bool]:

@@ -255,16 +255,16 @@ class Sharding:
         return torch.stack(rows)
 
     def _raise_disagreement(self) -> None:
-        for mesh in self._meshes:
-            flags = mesh.flags.arrived()
-            odd = [repr(name) for name, flag in zip(mesh.names, flags, strict=False) if flag]
-            if odd:
-                shown = ", ".join(odd[:5]) + (f" and {len(odd) - 5} more" if len(odd) > 5 else "")
-                raise RuntimeError(
-                    f"the ranks disagree about `param.grad` of {shown}: some have a gradient and others have None. The "
-                    "norm of a sharded layer needs all its pieces. Give every rank a gradient, of zeros if need be, or "
-                    "None on all."
-                )
+        # Of all meshes: flags that are left would raise in the next step, on some of the ranks only.
+        found = [zip(mesh.names, mesh.flags.arrived(), strict=False) for mesh in self._meshes]
+        odd = [repr(name) for flags in found for name, flag in flags if flag]
+        if odd:
+            shown = ", ".join(odd[:5]) + (f" and {len(odd) - 5} more" if len(odd) > 5 else "")
+            raise RuntimeError(
+                f"the ranks disagree about `param.grad` of {shown}: some have a gradient and others have None. The "
+                "norm of a sharded layer needs all its pieces. Give every rank a gradient, of zeros if need be, or "
+                "None on all."
+            )
 
 
 def _replaced(part: LocalNorms, totals: Sequence[Sequence[Tensor]]) -> tuple[Tensor, Tensor]:

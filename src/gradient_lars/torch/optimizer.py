@@ -185,7 +185,7 @@ class LARS(torch.optim.Optimizer):
             for _, name, _, param in named_parameters(self):
                 check_parameter(name, param)
             self._last.made_with.check(self.param_groups)
-        except ValueError:
+        except (TypeError, ValueError):
             self.param_groups.pop()
             raise
 
@@ -264,15 +264,15 @@ class LARS(torch.optim.Optimizer):
                 return
             self._forget_unstarted()
         layers, sharding = self._layers()
-        last.fused = _dispatch.fused_step(layers, self, sharding)
-        if last.fused is not None:
-            try:
+        try:
+            last.fused = _dispatch.fused_step(layers, self, sharding)
+            if last.fused is not None:
                 last.rates = last.fused.step(self, LossScale.of(self), last)
-            except RuntimeError:
-                last.fused = None
-                self._forget_fresh(layers)
-                raise
-            return
+                return
+        except RuntimeError:
+            last.fused = None
+            self._forget_fresh(layers)
+            raise
         figures: list[Any] = []
         # Where nothing has a gradient here, other ranks may wait for this one's word all the same.
         if layers or sharding:
@@ -301,11 +301,13 @@ class LARS(torch.optim.Optimizer):
             self._last.fused.forget_unstarted(self)
 
     def _forget_fresh(self, layers: list[LarsLayer]) -> None:
-        """Drop the momenta made for a step that was not taken: the next one is then the first, without dampening."""
+        """Drop the state made for a step that was not taken: the next one is then the first, without dampening."""
         params = (param for *_, param in named_parameters(self) if param.grad is not None)
         for param, layer in zip(params, layers, strict=True):
             if layer.fresh:
                 del self.state[param]["momentum_buffer"]
+            if layer.fresh_master:
+                del self.state[param]["master"]
 
     def _layers(self) -> tuple[list[LarsLayer], Sharding]:
         """Return the layers that have gradients, with their state, and how all parameters are sharded."""
