@@ -198,7 +198,7 @@ class Sharding:
 
         Raises:
             RuntimeError: some ranks have a gradient for a layer and others none. On a GPU, where the host does not wait
-                for the sums, such a step changes nothing and a later one raises.
+                for the sums, such a step is to be stopped and a later one raises.
         """
         sums = [self._squares(i, found) for i in range(len(self._meshes))]
         stop = self.add_up(sums, overflow)
