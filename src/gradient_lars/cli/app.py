@@ -18,7 +18,8 @@ from gradient_lars.cli.launch import first, launched
 from gradient_lars.cli.settings import DIGITS, FSDP2, UNSHARDED, Settings, parse_batch_sizes, parse_learning_rates
 
 app = typer.Typer(
-    help="Layer-wise adaptive rate scaling (LARS): compare it with plain SGD on real data, and see what is installed.",
+    help="Layer-wise adaptive rate scaling (LARS): compare it with plain SGD on real data, time its step, see what is "
+    "installed.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
