@@ -234,6 +234,8 @@ class LARS(torch.optim.Optimizer):
         """Load the state of a LARS or of a ``torch.optim.SGD``, whose momentum is carried over.
 
         SGD holds the momentum without the learning rate. Groups with ``lr_in_momentum=True`` take it times their `lr`.
+        As in every PyTorch optimizer the groups take the settings that `state_dict` holds, and SGD's `lr` is not LARS's:
+        set it, and what else is to differ, in ``param_groups`` afterwards, before a schedule is made.
         The count of skipped steps goes on from that of `state_dict`, from 0 if that holds none.
         """
         own = [{k: v for k, v in group.items() if k not in ("params", "param_names")} for group in self.param_groups]
