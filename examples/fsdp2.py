@@ -25,7 +25,8 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from gradient_lars import GradientLARS
 from gradient_lars.torch import add_hook, param_groups
 
-FOLDER, EPOCHS, BATCH_SIZE = Path(sys.argv[1]), 10, 128
+FOLDER = Path(sys.argv[1]) if len(sys.argv) == 2 else sys.exit("Give one argument, the folder for the checkpoints.")
+EPOCHS, BATCH_SIZE = 10, 128
 
 
 def main() -> None:
@@ -49,12 +50,11 @@ def main() -> None:
     weights = [param for group in optimizer.param_groups if group["adapt"] for param in group["params"]]
     add_hook(optimizer, GradientLARS(), params=weights, absorb_weight_decay=True)  # norms and biases: plain SGD
 
-    done = 0
     if saved := sorted(path.parent for path in FOLDER.glob("epoch-*/.metadata")):  # a file that is written last
         state = dict(zip(("model", "optimizer"), get_state_dict(model, optimizer), strict=True))
         checkpoint.load(state, checkpoint_id=saved[-1])
         set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
-        done = int(saved[-1].name.removeprefix("epoch-"))
+    done = int(saved[-1].name.removeprefix("epoch-")) if saved else 0
     for epoch in range(done + 1, EPOCHS + 1):
         sampler.set_epoch(epoch)
         total = torch.zeros((), device=device)

@@ -48,7 +48,7 @@ class GradientLARS:
 
     so that momentum SGD then computes ``v <- m * v + lr * rate * (g + weight_decay * p); p <- p - v``. There is no
     trust coefficient: the optimizer's ``lr`` is the paper's gamma * eta, about the relative change of a layer per step
-    (0.001 to 0.1, not SGD's 0.1 to 10).
+    (0.001 to 0.3, not SGD's 0.1 to 10).
 
     The same object is a hook of Chainer (``optimizer.add_hook(GradientLARS())``, or on one ``param.update_rule``), a
     hook of any ``torch.optim`` optimizer (``gradient_lars.torch.add_hook``), and a function to call on anything that

@@ -7,7 +7,7 @@ import pickle
 import pytest
 import torch
 
-from gradient_lars.torch import LARS, _dispatch
+from gradient_lars.torch import LARS, _dispatch, warmup_polynomial
 from lars.expected import PATHS, advance, assert_same, checked_step, network, set_gradients, state_of, train
 from reference import assert_close
 from torch_cases import to_numpy
@@ -98,6 +98,17 @@ def test_sgd_without_momentum_leaves_none():
     optimizer.param_groups[0]["momentum"] = 0.9
     set_gradients(named, 1)
     checked_step(optimizer)
+
+
+def test_a_schedule_made_after_taking_over_sgd_starts_from_the_new_lr():
+    named = network(torch.float32)
+    sgd = torch.optim.SGD(named, lr=0.5, momentum=0.9)
+    torch.optim.lr_scheduler.ConstantLR(sgd)
+    advance(sgd, named, 1)
+    optimizer = LARS(_copied(named), 8.0)
+    optimizer.load_state_dict(sgd.state_dict())
+    optimizer.param_groups[0]["lr"] = 8.0
+    assert warmup_polynomial(optimizer, warmup_steps=0, total_steps=4).base_lrs == [8.0]
 
 
 def test_momentum_of_low_precision_sgd_becomes_float32_beside_masters():

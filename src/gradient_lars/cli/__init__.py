@@ -1,4 +1,4 @@
-"""The command line ``gradient-lars``: ``compare`` and ``info``."""
+"""The command line ``gradient-lars``: ``compare``, ``bench`` and ``info``."""
 
 import sys
 

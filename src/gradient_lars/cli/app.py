@@ -18,7 +18,8 @@ from gradient_lars.cli.launch import first, launched
 from gradient_lars.cli.settings import DIGITS, FSDP2, UNSHARDED, Settings, parse_batch_sizes, parse_learning_rates
 
 app = typer.Typer(
-    help="Layer-wise adaptive rate scaling (LARS): compare it with plain SGD on real data, and see what is installed.",
+    help="Layer-wise adaptive rate scaling (LARS): compare it with plain SGD on real data, time its step, and see what "
+    "is installed.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -197,7 +198,9 @@ def bench_command(
         str | None, typer.Option(help="Such as `lars,sgd-loop`; sgd-fused is always there.", show_default="all")
     ] = None,
     device: Annotated[str, typer.Option(help="Such as `cpu`, `cuda` or `cuda:1`.")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="Of parameters, gradients and momentum.")] = "float32",
+    dtype: Annotated[
+        str, typer.Option(help=f"Of parameters, gradients and momentum: {', '.join(bench_settings.DTYPES)}.")
+    ] = "float32",
     rounds: Annotated[int, typer.Option(help="Most rounds of each workload.")] = 20,
     seconds: Annotated[float, typer.Option(help="Begin no round of a workload after this time.")] = 60.0,
     out: Annotated[

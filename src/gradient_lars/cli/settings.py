@@ -78,7 +78,8 @@ class Settings:
         if self.shard == FSDP2 and not launched():
             raise CommandError(
                 f"`--shard {FSDP2}` divides the parameters among processes, and this is one alone: "
-                "start them with `torchrun --nproc-per-node 4 -m gradient_lars compare`, or leave `--shard` out."
+                f"start them with `torchrun --nproc-per-node 4 -m gradient_lars compare --shard {FSDP2}`, "
+                "or leave `--shard` out."
             )
 
 

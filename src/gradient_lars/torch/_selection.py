@@ -114,5 +114,8 @@ def _tensors(params: Any) -> list[Tensor]:
     tensors = [item[1] if isinstance(item, tuple) and len(item) == 2 else item for item in params]
     for tensor in tensors:
         if not isinstance(tensor, Tensor):
-            raise TypeError(f"`params` must hold tensors, got {type(tensor).__name__}.")
+            raise TypeError(
+                f"`params` must hold tensors, got {type(tensor).__name__}. To choose by name pass a function of name "
+                "and parameter, such as `lambda name, param: 'head' not in name`."
+            )
     return tensors

@@ -234,6 +234,9 @@ class LARS(torch.optim.Optimizer):
         """Load the state of a LARS or of a ``torch.optim.SGD``, whose momentum is carried over.
 
         SGD holds the momentum without the learning rate. Groups with ``lr_in_momentum=True`` take it times their `lr`.
+        As in every PyTorch optimizer the groups take the settings that `state_dict` holds. SGD's `lr` is not one for
+        LARS: set it, and what else is to differ, in ``param_groups`` afterwards, before a schedule is made. There must
+        be as many groups, with as many parameters each: those of `param_groups` fit an SGD made with such groups.
         The count of skipped steps goes on from that of `state_dict`, from 0 if that holds none.
         """
         own = [{k: v for k, v in group.items() if k not in ("params", "param_names")} for group in self.param_groups]
@@ -243,6 +246,8 @@ class LARS(torch.optim.Optimizer):
         if self.master_weights:
             _lars_state.load_wide(self, state_dict)
         for group, settings, is_sgd in zip(self.param_groups, own, from_sgd, strict=True):
+            if is_sgd:
+                group.pop("initial_lr", None)  # a schedule made afterwards would start from it, and not from `lr`
             for key, value in settings.items():
                 group.setdefault(key, value)
             if is_sgd:

@@ -98,7 +98,8 @@ def warmup_polynomial(
 ) -> LambdaLR:
     """Warm the learning rate up linearly, then let it decay polynomially: the LARS paper's and MLPerf's schedule.
 
-    Step t, counted from 0, is taken with ``lr * factor(t)``; ``lr`` is what each group has when the schedule is made::
+    Step t, counted from 0, is taken with ``lr * factor(t)``; ``lr`` is what each group has when the schedule is made,
+    or its ``initial_lr`` if it has had a schedule before, as with torch's own::
 
         factor(t) = start_factor + (1 - start_factor) * t / warmup_steps              for t < warmup_steps
         factor(t) = end_factor + (1 - end_factor) * ((total_steps - t) / (total_steps - warmup_steps)) ** power
@@ -177,7 +178,8 @@ def tvlars(
 ) -> LambdaLR:
     """Start at a high learning rate and let it fall along a sigmoid, without a warm-up: time-varying LARS (TVLARS).
 
-    Step t, counted from 0, is taken with ``lr * factor(t)``; ``lr`` is what each group has when the schedule is made::
+    Step t, counted from 0, is taken with ``lr * factor(t)``; ``lr`` is what each group has when the schedule is made,
+    or its ``initial_lr`` if it has had a schedule before, as with torch's own::
 
         factor(t) = 1 / (alpha + exp(decay_coefficient * (t - delay_steps))) + gamma_min
 
