@@ -183,7 +183,7 @@ class Fused:
         for layer in (layer for bucket in self._buckets for layer in bucket.unstarted()):
             state = optimizer.state.get(layer.param, {})
             # Not what somebody has put there since.
-            if "momentum_buffer" in state and not state["momentum_buffer"].any():
+            if state.get("momentum_buffer") is not None and not state["momentum_buffer"].any():
                 del state["momentum_buffer"]
         for layer in self._layers:
             layer.fresh = False
