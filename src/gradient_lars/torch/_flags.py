@@ -27,7 +27,10 @@ class FetchedFlags:
 
     def arrived(self) -> list[Any]:
         """Return the flags that have arrived since the last call, or an empty list."""
-        if self._host is None or (self._event is not None and not self._event.query()):
+        if self._host is None:
+            return []
+        # While a graph is captured an event may not even be asked.
+        if self._event is not None and (torch.cuda.is_current_stream_capturing() or not self._event.query()):
             return []
         flags: list[Any] = self._host.tolist()
         self._host = self._event = None

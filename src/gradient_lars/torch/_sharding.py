@@ -19,7 +19,7 @@ from gradient_lars.torch._flags import FetchedFlags
 
 # What a rank without a gradient for a layer enters in place of the two squares: where some ranks have one and others
 # none, the sums show it, because no sum of squares is negative.
-NO_P, NO_G = -float("inf"), -1.0
+NO_P, NO_G = ABSENT = -float("inf"), -1.0
 
 PLAIN = (Tensor, torch.nn.Parameter)
 
@@ -102,8 +102,9 @@ class _Mesh:
 
     def __init__(self, mesh: Any, members: Sequence[tuple[str, Any]]) -> None:
         self.names = [name for name, _ in members]
-        self.device = local(members[0][1]).device
         self.flags = FetchedFlags()
+        self._param = members[0][1]
+        self._absent: Tensor | None = None
         self._mesh = mesh
         self._joined: Any = None
         placements = [param.placements for _, param in members]
@@ -111,6 +112,21 @@ class _Mesh:
         self.size = math.prod(mesh.size(i) for i in self._dims)
         first = [mesh.get_local_rank(i) == 0 for i in range(mesh.ndim)]
         self.counted = [all(first[i] or not where[i].is_replicate() for i in self._dims) for where in placements]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the pieces are; a network that was made on the device meta gets its memory later."""
+        return local(self._param).device
+
+    @property
+    def absent(self) -> Tensor:
+        """The entry of a layer that has no gradient."""
+        device = self.device
+        if self._absent is None or self._absent.device != device:
+            # Filled in on the device: what is copied from the host makes it wait, and no graph can hold that.
+            entries = [torch.full((), entry, dtype=torch.float64, device=device) for entry in ABSENT]
+            self._absent = torch.stack(entries)
+        return self._absent
 
     def all_reduce(self, sums: Tensor) -> None:
         """Add `sums` up over the ranks, in place."""
@@ -207,10 +223,7 @@ class Sharding:
 
     def absent(self) -> list[Tensor]:
         """Return what a rank enters that has no gradients, one tensor a mesh: float64, shape (layers, 2)."""
-        return [
-            torch.tensor([[NO_P, NO_G]], dtype=torch.float64, device=mesh.device).repeat(len(mesh.names), 1)
-            for mesh in self._meshes
-        ]
+        return [mesh.absent.repeat(len(mesh.names), 1) for mesh in self._meshes]
 
     def add_up(self, sums: Sequence[Tensor], overflow: Tensor | None) -> Tensor | None:
         """Add up over the ranks, in place, the squares of both norms of every layer, one tensor a mesh as of `absent`.
@@ -222,7 +235,7 @@ class Sharding:
         for mesh, rows in zip(self._meshes, sums, strict=True):
             if overflow is not None:
                 # An overflow anywhere makes the first slot infinite, with or without a gradient there.
-                infinite = torch.where(overflow.reshape(()).to(mesh.device, non_blocking=True), float("inf"), 0.0)
+                infinite = torch.where(overflow.reshape(()).to(rows.device, non_blocking=True), float("inf"), 0.0)
                 rows[0, 1] += infinite.to(torch.float64)
             mesh.all_reduce(rows)
             p_squares, g_squares = rows.unbind(1)
@@ -242,13 +255,13 @@ class Sharding:
     def _squares(self, mesh_index: int, found: Sequence[LocalNorms]) -> Tensor:
         """Return what this rank enters for a mesh, in the form of `absent`."""
         mesh = self._meshes[mesh_index]
-        absent = torch.tensor([NO_P, NO_G], dtype=torch.float64, device=mesh.device)
+        absent = mesh.absent
         rows = [absent] * len(mesh.names)
         for part in found:
             here = [(i, piece) for i, piece in enumerate(part.pieces) if piece is not None and piece.mesh == mesh_index]
             if not here:
                 continue
-            squares = torch.stack([part.p_norm, part.g_norm], 1).to(torch.float64).square().to(mesh.device).unbind()
+            squares = torch.stack([part.p_norm, part.g_norm], 1).to(torch.float64).square().to(absent.device).unbind()
             nothing = torch.zeros_like(absent)
             for i, piece in here:
                 rows[piece.slot] = squares[i] if piece.counted else nothing
