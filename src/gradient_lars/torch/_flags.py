@@ -13,6 +13,11 @@ class FetchedFlags:
         self._host: Tensor | None = None
         self._event: Any = None
 
+    @property
+    def under_way(self) -> bool:
+        """Whether flags were sent that `arrived` has not returned yet."""
+        return self._host is not None
+
     def send(self, flags: Tensor) -> bool:
         """Begin to fetch `flags`, a vector; return whether they are there at once, as they are on the CPU."""
         if flags.device.type == "cpu":

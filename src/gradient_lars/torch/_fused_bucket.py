@@ -2,12 +2,12 @@
 
 import warnings
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from gradient_lars.torch import _fused_tables as tables
+from gradient_lars.torch._flags import FetchedFlags
 from gradient_lars.torch._fused_layer import FusedLayer
 from gradient_lars.torch._fused_tables import Column, Mark
 
@@ -91,7 +91,7 @@ class Bucket:
         self._entered: list[int] = []
         self._pointers: list[int] = []
         self._until_look = LOOK_EVERY
-        self._looking: tuple[Tensor, Any] | None = None
+        self._edited = FetchedFlags()
 
     def set_group_flags(self, flags: list[int]) -> None:
         """Set what FLAGS say of each layer beside the carried sums."""
@@ -164,26 +164,17 @@ class Bucket:
 
     def look(self) -> None:
         """Warn of layers that were marked as edited, once the marks have arrived."""
-        if self._looking is not None:
-            marks, event = self._looking
-            if event is None or event.query():
-                self._looking = None
-                names = [repr(layer.name) for layer, mark in zip(self.layers, marks.tolist(), strict=True) if mark]
-                if names:
-                    _warn(names)
+        if self._edited.under_way:
+            marks = self._edited.arrived()
+            names = [repr(layer.name) for layer, mark in zip(self.layers, marks, strict=False) if mark]
+            if names:
+                _warn(names)
             return
         self._until_look -= 1
         if self._until_look == 0:
             self._until_look = LOOK_EVERY
             edited = self.marks[: len(self.layers)]
-            if self.device.type == "cpu":
-                self._looking = edited.clone(), None
-            else:
-                host = torch.empty(len(self.layers), dtype=torch.int32, pin_memory=True)
-                host.copy_(edited, non_blocking=True)
-                arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-                arrived.record(torch.cuda.current_stream(self.device))
-                self._looking = host, arrived
+            self._edited.send(edited)
             edited.zero_()
 
 
