@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from gradient_lars.torch import _dispatch, _lars_state
+from gradient_lars.torch import _dispatch, _from_peer, _lars_state
 from gradient_lars.torch._flattened import MadeWith
 from gradient_lars.torch._lars_bucket import LarsLayer
 from gradient_lars.torch._lars_layers import layers_of
@@ -188,6 +188,41 @@ class LARS(torch.optim.Optimizer):
         # GradScaler then leaves the scale in the gradients and hands it over: no path waits for the host.
         self._step_supports_amp_scaling = True
         super().__init__(params, defaults)
+
+    @classmethod
+    def from_peer(cls, peer: Any, *, lr_in_momentum: bool | None = None, **options: Any) -> "LARS":
+        """Return a LARS that goes on where another one is: the same parameters, settings and momentum.
+
+        Its next step is the one that `peer` would have taken, but for rounding. Schedules hold on to `peer`: make them
+        anew, or set their `optimizer`. Zero, one and ten steps into training are all the same.
+
+        Args:
+            peer: the LARS of torchlars, apex (LARC), timm, Lightning Bolts, lightly, solo-learn, open-lars,
+                pytorch_optimizer, Barlow Twins or VICReg. It is left as it is, and must not be stepped any more.
+            lr_in_momentum: where `lr` enters from now on; None leaves it where the peer has it. What the momentum holds
+                is converted by each group's present `lr`.
+            options: of `LARS` itself, which no peer has: `fused`, `foreach`, `capturable`, `skip_nonfinite`,
+                `master_weights`, `carry_norms`.
+
+        Raises:
+            TypeError: `peer` is no LARS that is known.
+            ValueError: a setting of its has no counterpart here, or a momentum cannot be converted at an `lr` of 0.
+
+        Example:
+            >>> import torch
+            >>> from open_lars import LARS as Peer
+            >>> from gradient_lars.torch import LARS
+            >>> layer = torch.nn.Parameter(torch.tensor([[3.0, 4.0]]))
+            >>> peer = Peer([layer], lr=10.0, trust_coefficient=0.01)
+            >>> layer.grad = torch.tensor([[300.0, -400.0]])
+            >>> peer.step()
+            >>> optimizer = LARS.from_peer(peer)
+            >>> optimizer.step()
+            >>> layer.data
+            tensor([[2.1203, 5.1730]])
+        """
+        optimizer: LARS = _from_peer.take_over(cls, peer, lr_in_momentum, options)
+        return optimizer
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; its settings are checked as the constructor's are.
