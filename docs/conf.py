@@ -1,0 +1,43 @@
+"""How Sphinx makes the pages of ``docs/``: see ``make docs``."""
+
+from gradient_lars import __version__
+
+project = "gradient-lars"
+author = "The gradient-lars authors"
+release = version = __version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build"]
+# A pattern of index.md may have no page yet.
+suppress_warnings = ["toc.empty_glob"]
+
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+
+# In docstrings single backticks name an argument or an object: a link where there is such an object, else code.
+default_role = "py:obj"
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+autodoc_class_signature = "mixed"
+autodoc_preserve_defaults = True
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+python_maximum_signature_line_length = 88
+
+# Names of this package that are not found are errors. Other packages' are not looked up: a build needs no network.
+nitpicky = True
+nitpick_ignore_regex = [
+    ("py:obj", ".*"),  # the default role: most of them are arguments
+    ("py:.*", r"(torch|jax|optax|numpy|collections|typing|types|re|pathlib|lightning|chainer)\..*"),
+    ("py:.*", "Any|Callable|Iterable|Iterator|Mapping|Sequence|Literal|Tensor|Self|Predicate|nn.Module"),
+]
+
+html_theme = "furo"
+html_title = "gradient-lars"
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
+html_copy_source = False
+html_show_sourcelink = False
+pygments_style = "friendly"
+pygments_dark_style = "monokai"
