@@ -15,6 +15,8 @@ from gradient_lars.cli.summary import Cell, conclusion, summarise
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 DISTRIBUTED = ROOT / "docs" / "distributed.md"
+CHOOSE = ROOT / "docs" / "choose.md"
+PERFORMANCE = ROOT / "docs" / "performance.md"
 RESULTS = ROOT / "benchmarks" / "results"
 
 # What the calculation for many ranks assumes of their network.
@@ -71,6 +73,39 @@ def bench() -> str:
 
 def _times(ratio: float | None) -> str:
     return "" if ratio is None else f"{ratio:.2f} x"
+
+
+def bench_full() -> str:
+    """Return the same runs with versions, scatter and the floor."""
+    blocks = []
+    for name in ("step-cpu.csv", "step-cuda.csv"):
+        path = RESULTS / name
+        for run in latest(read_rows(path)) if path.exists() else []:
+            lines = ["| | version | step (ms) | p20 to p80 | to fused SGD | to floor |", "|---|---|---:|---:|---:|---:|"]
+            for line in lines_of(run):
+                row = line.rows["eager"]
+                package = line.package or ("PyTorch's" if line.name.startswith("sgd") else "")
+                scatter = f"{figure(row.p20)} to {figure(row.p80)}"
+                cells = [line.label, package, figure(row.p50), scatter, _times(line.ratio("eager"))]
+                lines.append(f"| {' | '.join([*cells, _times(line.to_floor('eager'))])} |")
+            blocks.append("\n".join([f"**{title_of(run)}.** {setting_of(run)}", "", *lines]))
+    return "\n\n".join(blocks)
+
+
+def host() -> str:
+    """Return the table of the host's time of a fused step."""
+    with (RESULTS / "host.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    first, prefix = rows[0], "lars-fused-"
+    kinds = list(dict.fromkeys(row["implementation"].removeprefix(prefix) for row in rows))
+    lines = [f"| tensors | {' | '.join(kinds)} |", "|---:|" + "---:|" * len(kinds)]
+    for tensors in dict.fromkeys(row["tensors"] for row in rows):
+        times = [f"{float(row['p50']):.3g} ms" for row in rows if row["tensors"] == tensors]
+        lines.append(f"| {int(tensors):,} | {' | '.join(times)} |")
+    setting = (
+        f"{first['device_name']}, {first['threads']} thread, Python {first['python']}, PyTorch {first['torch']}, medians."
+    )
+    return "\n".join([setting, "", *lines])
 
 
 def _traffic() -> list[dict[str, str]]:
@@ -133,7 +168,12 @@ def _milliseconds(seconds: float) -> str:
 
 
 BLOCKS = {"compare-digits": compare_digits, "bench": bench}
-PAGES = {README: BLOCKS, DISTRIBUTED: {"traffic": traffic, "at-scale": at_scale}}
+PAGES = {
+    README: BLOCKS,
+    DISTRIBUTED: {"traffic": traffic, "at-scale": at_scale},
+    CHOOSE: {"compare-digits": compare_digits},
+    PERFORMANCE: {"bench-full": bench_full, "host": host},
+}
 
 
 def filled(text: str, page: Path = README) -> str:
