@@ -1,6 +1,7 @@
 """What is on the pages of docs/: their blocks of code, and which of them are not to be run, and why."""
 
 import re
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,10 @@ ELSEWHERE = {"distributed.md": "tests/sharded/test_distributed_page.py"}
 # Blocks that Sphinx reads, and output.
 NOT_CODE = ("{eval-rst}", "{toctree}", "text")
 
-_BLOCK = re.compile(r"^(?P<mark><!-- not run: (?P<reason>[^\n]*) -->\n)?```(?P<language>\S*)\n(?P<code>.*?)^```$", re.M | re.S)
+_BLOCK = re.compile(
+    r"^(?: *<!-- not run: (?P<reason>[^\n]*) -->\n)?(?P<indent> *)```(?P<language>\S+)\n(?P<code>.*?)^(?P=indent)```$",
+    re.M | re.S,
+)
 
 
 @dataclass(frozen=True)
@@ -39,12 +43,12 @@ def blocks_of(text):
     found = []
     for match in _BLOCK.finditer(text):
         line = text.count("\n", 0, match.start("code")) + 1
-        found.append(Block(match["language"], match["code"], line, match["reason"]))
+        found.append(Block(match["language"], textwrap.dedent(match["code"]), line, match["reason"]))
     return found
 
 
 def indented_code(text):
     """Return the lines of indented blocks outside of fenced ones: what a reader types into a shell."""
-    outside = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
+    outside = _BLOCK.sub("", text)
     paragraphs = re.split(r"\n\s*\n", outside)
     return [line.strip() for lines in paragraphs if re.match(r" {4}\S", lines) for line in lines.splitlines()]
