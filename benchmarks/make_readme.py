@@ -76,18 +76,18 @@ def _times(ratio: float | None) -> str:
 
 
 def bench_full() -> str:
-    """Return the same runs with versions, scatter and the floor."""
+    """Return the same runs with versions, scatter, and the floor."""
     blocks = []
     for name in ("step-cpu.csv", "step-cuda.csv"):
         path = RESULTS / name
         for run in latest(read_rows(path)) if path.exists() else []:
-            lines = ["| | version | step (ms) | p20 to p80 | to fused SGD | to floor |", "|---|---|---:|---:|---:|---:|"]
+            lines = ["| | step (ms) | p20 | p80 | to fused SGD | to floor |", "|---|---:|---:|---:|---:|---:|"]
             for line in lines_of(run):
-                row = line.rows["eager"]
-                package = line.package or ("PyTorch's" if line.name.startswith("sgd") else "")
-                scatter = f"{figure(row.p20)} to {figure(row.p80)}"
-                cells = [line.label, package, figure(row.p50), scatter, _times(line.ratio("eager"))]
-                lines.append(f"| {' | '.join([*cells, _times(line.to_floor('eager'))])} |")
+                step = line.rows["eager"]
+                label = f"{line.label} {line.package.split()[-1]}" if line.package else line.label
+                times = [figure(value) for value in (step.p50, step.p20, step.p80)]
+                ratios = [_times(line.ratio("eager")), _times(line.to_floor("eager"))]
+                lines.append(f"| {' | '.join([label, *times, *ratios])} |")
             blocks.append("\n".join([f"**{title_of(run)}.** {setting_of(run)}", "", *lines]))
     return "\n\n".join(blocks)
 

@@ -21,7 +21,7 @@ autodoc_class_signature = "mixed"
 autodoc_preserve_defaults = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
-python_maximum_signature_line_length = 88
+python_maximum_signature_line_length = 80
 
 # Names of this package that are not found are errors. Other packages' are not looked up: a build needs no network.
 nitpicky = True
@@ -37,5 +37,6 @@ html_static_path = ["_static"]
 html_css_files = ["pages.css"]
 html_copy_source = False
 html_show_sourcelink = False
+html_show_copyright = False
 pygments_style = "friendly"
 pygments_dark_style = "monokai"
