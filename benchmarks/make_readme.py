@@ -6,6 +6,7 @@ import math
 import sys
 from pathlib import Path
 
+from gradient_lars import presets
 from gradient_lars.cli.bench_results import latest, read_rows
 from gradient_lars.cli.bench_table import figure, lines_of, setting_of, title_of
 from gradient_lars.cli.bench_workloads import WORKLOADS
@@ -108,6 +109,17 @@ def host() -> str:
     return "\n".join([setting, "", *lines])
 
 
+def recipes() -> str:
+    """Return the table of the published recipes among the presets."""
+    lines = ["| preset | lr (gamma) | eta | weight decay | momentum | adapted |", "|---|---|---:|---:|---:|---|"]
+    for name in ("paper", "mlperf_resnet", "simclr", "byol", "barlow_twins", "vicreg", "swav"):
+        preset = presets.named(name)
+        numbers = [f"{preset[setting]:g}".replace("e-0", "e-") for setting in ("trust_coefficient", "weight_decay", "momentum")]
+        adapted = "all layers" if preset["adapt"] else "not biases, nor norms"
+        lines.append(f"| {' | '.join([f'`{name}`', preset.lr, *numbers, adapted])} |")
+    return "\n".join(lines)
+
+
 def _traffic() -> list[dict[str, str]]:
     with (RESULTS / "traffic.csv").open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
@@ -171,7 +183,7 @@ BLOCKS = {"compare-digits": compare_digits, "bench": bench}
 PAGES = {
     README: BLOCKS,
     DISTRIBUTED: {"traffic": traffic, "at-scale": at_scale},
-    CHOOSE: {"compare-digits": compare_digits},
+    CHOOSE: {"compare-digits": compare_digits, "recipes": recipes},
     PERFORMANCE: {"bench-full": bench_full, "host": host},
 }
 

@@ -1,6 +1,9 @@
 """How Sphinx makes the pages of ``docs/``: see ``make docs``."""
 
+from typing import Any
+
 from gradient_lars import __version__
+from gradient_lars.presets import Preset
 
 project = "gradient-lars"
 author = "The gradient-lars authors"
@@ -9,7 +12,7 @@ release = version = __version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
 
-myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 
 # In docstrings single backticks name an argument or an object: a link where there is such an object, else code.
@@ -40,3 +43,15 @@ html_show_sourcelink = False
 html_show_copyright = False
 pygments_style = "friendly"
 pygments_dark_style = "monokai"
+
+
+def _describe_preset(app: Any, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
+    """Put what a preset says of itself in place of its class's docstring."""
+    if isinstance(value, Preset):
+        settings = ", ".join(f"``{setting}={value[setting]!r}``" for setting in value)
+        lines[:] = [value.about, "", f"Learning rate: {value.lr}.", "", f"Source: {value.source}.", "", settings]
+
+
+def setup(app: Any) -> None:
+    """Connect the above."""
+    app.connect("autodoc-process-docstring", _describe_preset)
