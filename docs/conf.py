@@ -24,6 +24,7 @@ autodoc_class_signature = "mixed"
 autodoc_preserve_defaults = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
+napoleon_use_ivar = True
 python_maximum_signature_line_length = 80
 
 # Names of this package that are not found are errors. Other packages' are not looked up: a build needs no network.
@@ -41,6 +42,7 @@ html_css_files = ["pages.css"]
 html_copy_source = False
 html_show_sourcelink = False
 html_show_copyright = False
+highlight_language = "none"  # formulas; examples are known by their >>>
 pygments_style = "friendly"
 pygments_dark_style = "monokai"
 
