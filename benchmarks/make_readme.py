@@ -103,10 +103,8 @@ def host() -> str:
     for tensors in dict.fromkeys(row["tensors"] for row in rows):
         times = [f"{float(row['p50']):.3g} ms" for row in rows if row["tensors"] == tensors]
         lines.append(f"| {int(tensors):,} | {' | '.join(times)} |")
-    setting = (
-        f"{first['device_name']}, {first['threads']} thread, Python {first['python']}, PyTorch {first['torch']}, medians."
-    )
-    return "\n".join([setting, "", *lines])
+    where = f"{first['device_name']}, {first['threads']} thread, Python {first['python']}, PyTorch {first['torch']}"
+    return "\n".join([f"{where}, medians.", "", *lines])
 
 
 def recipes() -> str:
@@ -114,7 +112,9 @@ def recipes() -> str:
     lines = ["| preset | lr (gamma) | eta | weight decay | momentum | adapted |", "|---|---|---:|---:|---:|---|"]
     for name in ("paper", "mlperf_resnet", "simclr", "byol", "barlow_twins", "vicreg", "swav"):
         preset = presets.named(name)
-        numbers = [f"{preset[setting]:g}".replace("e-0", "e-") for setting in ("trust_coefficient", "weight_decay", "momentum")]
+        numbers = [
+            f"{preset[setting]:g}".replace("e-0", "e-") for setting in ("trust_coefficient", "weight_decay", "momentum")
+        ]
         adapted = "all layers" if preset["adapt"] else "not biases, nor norms"
         lines.append(f"| {' | '.join([f'`{name}`', preset.lr, *numbers, adapted])} |")
     return "\n".join(lines)

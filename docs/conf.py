@@ -15,7 +15,8 @@ exclude_patterns = ["_build"]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 
-# In docstrings single backticks name an argument or an object: a link where there is such an object, else code.
+# In docstrings single backticks name an argument or an object: a link where there is such an
+# object, else code.
 default_role = "py:obj"
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
@@ -27,12 +28,15 @@ napoleon_use_rtype = False
 napoleon_use_ivar = True
 python_maximum_signature_line_length = 80
 
-# Names of this package that are not found are errors. Other packages' are not looked up: a build needs no network.
+# Names of this package that are not found are errors. Other packages' are not looked up: a build
+# needs no network.
 nitpicky = True
+_PACKAGES = "torch|jax|optax|numpy|collections|typing|types|re|pathlib|lightning|chainer"
+_TYPES = "Any|Callable|Iterable|Iterator|Mapping|Sequence|Literal|Tensor|Self|Predicate|nn.Module"
 nitpick_ignore_regex = [
     ("py:obj", ".*"),  # the default role: most of them are arguments
-    ("py:.*", r"(torch|jax|optax|numpy|collections|typing|types|re|pathlib|lightning|chainer)\..*"),
-    ("py:.*", "Any|Callable|Iterable|Iterator|Mapping|Sequence|Literal|Tensor|Self|Predicate|nn.Module"),
+    ("py:.*", rf"({_PACKAGES})\..*"),
+    ("py:.*", _TYPES),
 ]
 
 html_theme = "furo"
@@ -47,11 +51,14 @@ pygments_style = "friendly"
 pygments_dark_style = "monokai"
 
 
-def _describe_preset(app: Any, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
+def _describe_preset(
+    app: Any, what: str, name: str, value: Any, options: Any, lines: list[str]
+) -> None:
     """Put what a preset says of itself in place of its class's docstring."""
     if isinstance(value, Preset):
         settings = ", ".join(f"``{setting}={value[setting]!r}``" for setting in value)
-        lines[:] = [value.about, "", f"Learning rate: {value.lr}.", "", f"Source: {value.source}.", "", settings]
+        lr, source = f"Learning rate: {value.lr}.", f"Source: {value.source}."
+        lines[:] = [value.about, "", lr, "", source, "", settings]
 
 
 def setup(app: Any) -> None:

@@ -40,11 +40,9 @@ def documented(built):
 
 def public_modules():
     """Return the names of the package and of its modules that have an ``__all__``."""
-    names = [gradient_lars.__name__]
-    for module in pkgutil.iter_modules(gradient_lars.__path__, "gradient_lars."):
-        if module.name not in PROGRAMS and not module.name.split(".")[1].startswith("_"):
-            names.append(module.name)
-    return [name for name in names if hasattr(importlib.import_module(name), "__all__")]
+    found = [module.name for module in pkgutil.iter_modules(gradient_lars.__path__, "gradient_lars.")]
+    names = [name for name in found if name not in PROGRAMS and not name.split(".")[1].startswith("_")]
+    return [name for name in ["gradient_lars", *names] if hasattr(importlib.import_module(name), "__all__")]
 
 
 def public_names(module):
