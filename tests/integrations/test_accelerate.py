@@ -23,10 +23,13 @@ def _fresh_state():
 def trained(make, *, scaler=None, clip=None, accumulate=1, dtype=torch.float64, after=None, count=6):
     """Return layer and wrapped optimizer; `after` is called with the optimizer that has been prepared."""
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulate)
-    accelerator.scaler = scaler  # what mixed_precision="fp16" makes, which is for GPUs only
+    # What mixed_precision="fp16" makes, which is for GPUs only; the forward pass stays in `dtype`.
+    accelerator.scaler = scaler
     layer = linear(dtype)
     loader = torch.utils.data.DataLoader(tensors(batches(count), dtype), batch_size=4)
     layer, optimizer, loader = accelerator.prepare(layer, make(layer.named_parameters()), loader)
+    if scaler:
+        accelerator.native_amp, accelerator.state._mixed_precision = True, "fp16"
     if after:
         after(optimizer)
     for x, y in loader:

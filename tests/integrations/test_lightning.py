@@ -225,8 +225,8 @@ def test_float16_with_a_scaler(tmp_path, clip):
 def test_lars_cannot_be_clipped_under_a_scaler(tmp_path):
     plugin = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu"))
     callback = GradientLARSCallback(None, monitor=Recorder)
+    module = Module(LARS, dtype=torch.float32)
     with pytest.raises(RuntimeError, match="LARS, does not allow for gradient clipping"):
-        module = Module(LARS, dtype=torch.float32)
         fit(module, callback, tmp_path, dtype=torch.float32, plugins=[plugin], gradient_clip_val=0.1)
 
 
