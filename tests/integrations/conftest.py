@@ -1,4 +1,7 @@
-"""timm's registry: the real one where timm is installed, else one that does the same with names and settings."""
+"""What the frameworks keep in globals, and timm's registry.
+
+The registry is the real one where timm is installed, else one that does the same with names and settings.
+"""
 
 import importlib.machinery
 import importlib.util
@@ -89,3 +92,15 @@ def timm_optim(monkeypatch):
     attribute = "infos" if isinstance(registry, Registry) else "_optimizers"
     monkeypatch.setattr(registry, attribute, dict(getattr(registry, attribute)))
     return modules["timm.optim"]
+
+
+@pytest.fixture(autouse=True)
+def _fresh_state():
+    """Accelerate, which the Trainer uses as well, keeps the settings of its first Accelerator; dynamo its code."""
+    yield
+    if "accelerate" in sys.modules:
+        from accelerate.state import AcceleratorState, GradientState, PartialState
+
+        for state in (AcceleratorState, GradientState, PartialState):
+            state._reset_state()
+    torch.compiler.reset()

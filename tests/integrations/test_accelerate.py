@@ -3,21 +3,12 @@
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from gradient_lars import GradientLARS
 from gradient_lars.torch import LARS, add_hook
 from integrations.plain import LR, MOMENTUM, assert_differ, assert_equal, batches, linear, plain, tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Accelerate's own
-
-
-@pytest.fixture(autouse=True)
-def _fresh_state():
-    """Accelerate keeps the settings of its first Accelerator in globals."""
-    yield
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
 
 
 def trained(make, *, scaler=None, clip=None, accumulate=1, dtype=torch.float64, after=None, count=6):

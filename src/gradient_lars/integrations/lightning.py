@@ -102,8 +102,8 @@ class GradientLARSCallback(pl.Callback):
         """Return what `monitor` has made, one for each optimizer."""
         return self._attachment.monitors
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Put the hook on; the optimizers are set up by now, and a checkpoint is loaded into them later."""
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Put the hook on; a checkpoint has been loaded by now, so that `monitor` can see ``trainer.global_step``."""
         found = trainer.optimizers
         places = range(len(found)) if self._optimizers is None else self._optimizers
         for place in places:
