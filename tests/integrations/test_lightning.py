@@ -1,8 +1,13 @@
 """The real Lightning with `GradientLARSCallback`, beside a training in NumPy and float64."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import ClassVar
 
 import lightning
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -207,6 +212,12 @@ def test_bfloat16(tmp_path):
     assert_equal(module.layer, reference, factor=1000)
 
 
+def test_float16_on_a_cpu_is_bfloat16(tmp_path):
+    module = Module(dtype=torch.float32)
+    trainer = fit(module, GradientLARSCallback(GradientLARS()), tmp_path, dtype=torch.float32, precision="16-mixed")
+    assert trainer.precision == "bf16-mixed"
+
+
 @pytest.mark.parametrize("clip", [None, 0.1])
 def test_float16_with_a_scaler(tmp_path, clip):
     # Autocast of bfloat16 so that the CPU can: what matters here is the scaler, which is a real one.
@@ -345,3 +356,19 @@ def test_a_monitor_alone_needs_lars(tmp_path):
 def test_mistakes(arguments, settings, error, message):
     with pytest.raises(error, match=message):
         GradientLARSCallback(*arguments, **settings)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_ranks(strategy):
+    script = Path(__file__).with_name("lightning_fit.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    done = subprocess.run([*command, strategy], capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("found ")]
+    weight, bias = json.loads(line.removeprefix("found "))
+    reference, data = plain(weight_decay=0.5), batches(6)
+    for i in (0, 2, 4):
+        reference.step(*data[i : i + 2])
+    np.testing.assert_allclose(weight, reference.weight, rtol=1e-10)
+    np.testing.assert_allclose(bias, reference.bias, rtol=1e-10)

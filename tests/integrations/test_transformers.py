@@ -41,8 +41,8 @@ def arguments(tmp_path, **settings):
     return TrainingArguments(str(tmp_path), **{**quiet, **fixed, "max_grad_norm": 0, **settings})
 
 
-def train(args, *callbacks, model=None, resume=None, count=6, **options):
-    data = [{"x": x, "labels": y} for x, y in tensors(batches(count))]
+def train(args, *callbacks, model=None, resume=None, dtype=torch.float64, **options):
+    data = [{"x": x, "labels": y} for x, y in tensors(batches(6), dtype)]
     trainer = Ordered(model or Model(), args, train_dataset=data, callbacks=list(callbacks), **options)
     trainer.train(resume_from_checkpoint=resume)
     return trainer
@@ -98,6 +98,22 @@ def test_lars(tmp_path):
     reference = after([[batch] for batch in batches(6)], weight_decay=0.5, trust=0.5, lars_names=("weight",))
     assert_equal(trainer.model.layer, reference)
     assert [rate.name for rate in trainer.optimizer.optimizer.rates()] == ["layer.weight", "layer.bias"]
+
+
+@pytest.mark.parametrize("optimizer", ["hook", "lars"])
+def test_bfloat16(tmp_path, optimizer):
+    model = Model()
+    model.layer = linear(torch.float32)
+    args = arguments(tmp_path, bf16=True, **SGD)
+    if optimizer == "hook":
+        train(args, GradientLARSCallback(GradientLARS()), model=model, dtype=torch.float32)
+    else:
+        choice = optimizer_cls_and_kwargs(
+            args, trust_coefficient=1.0, groups=lambda model: param_groups(model, 0, bias=None)
+        )
+        train(args, model=model, dtype=torch.float32, optimizer_cls_and_kwargs=choice)
+    # The products were rounded to 8 bits; the weights are float32.
+    assert_equal(model.layer, after([[batch] for batch in batches(6)]), factor=1000)
 
 
 def test_lars_with_groups_and_lr_of_its_own(tmp_path):

@@ -2,9 +2,10 @@
 
 import operator
 from collections.abc import Iterable
+from typing import Any
 
 from gradient_lars.hook import GradientLARS
-from gradient_lars.integrations._attachment import Attachment, Closable, MonitorFactory, Params
+from gradient_lars.integrations._attachment import Attachment, MonitorFactory, Params
 from gradient_lars.torch import HookHandle
 
 try:
@@ -40,10 +41,6 @@ class GradientLARSCallback(pl.Callback):
         optimizers: positions, in ``trainer.optimizers``, of those that it is for; None means all.
         monitor: a function that is given the hook's handle, or the `LARS`, when the fit begins, once for each
             optimizer, and returns what is to be closed when it ends.
-
-    Attributes:
-        handles: of the hook, one for each optimizer, for their `rates`; they can be read after the fit too.
-        monitors: what `monitor` returned, one for each optimizer.
 
     Raises:
         TypeError: an argument is not of its type; when the fit begins, what `add_hook` raises.
@@ -94,12 +91,12 @@ class GradientLARSCallback(pl.Callback):
 
     @property
     def handles(self) -> list[HookHandle]:
-        """Return the hook's handles, one for each optimizer."""
+        """The hook's handles, one for each optimizer, for their `rates`; they can be read after the fit too."""
         return self._attachment.handles
 
     @property
-    def monitors(self) -> list[Closable]:
-        """Return what `monitor` has made, one for each optimizer."""
+    def monitors(self) -> list[Any]:
+        """What `monitor` has returned, one for each optimizer."""
         return self._attachment.monitors
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

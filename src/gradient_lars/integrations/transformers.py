@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from gradient_lars.hook import GradientLARS
-from gradient_lars.integrations._attachment import Attachment, Closable, MonitorFactory, Params
+from gradient_lars.integrations._attachment import Attachment, MonitorFactory, Params
 from gradient_lars.torch import LARS, HookHandle, param_groups
 
 try:
@@ -42,10 +42,6 @@ class GradientLARSCallback(TrainerCallback):
         monitor: a function that is given the hook's handle, or the `LARS`, when the training begins, and returns what
             is to be closed when it ends.
 
-    Attributes:
-        handles: the hook's handle, in a list, for its `rates`; it can be read after the training too.
-        monitors: what `monitor` returned, in a list.
-
     Raises:
         TypeError: an argument is not of its type; when the training begins, what `add_hook` raises.
         ValueError: nothing to do is left; when the training begins, what `add_hook` raises.
@@ -77,12 +73,12 @@ class GradientLARSCallback(TrainerCallback):
 
     @property
     def handles(self) -> list[HookHandle]:
-        """Return the hook's handle, in a list."""
+        """The hook's handle, in a list, for its `rates`; it can be read after the training too."""
         return self._attachment.handles
 
     @property
-    def monitors(self) -> list[Closable]:
-        """Return what `monitor` has made, in a list."""
+    def monitors(self) -> list[Any]:
+        """What `monitor` has returned, in a list."""
         return self._attachment.monitors
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
