@@ -1,4 +1,4 @@
-"""The modules of `gradient_lars.integrations` as modules: what they import, what they say without it, their examples."""
+"""The modules of `gradient_lars.integrations`: what they import, what they say without it, their examples."""
 
 import doctest
 import importlib

@@ -1,7 +1,6 @@
-"""docs/integrations.md: its blocks run one after the other, in an empty folder, and what they claim holds."""
+"""docs/integrations.md: its blocks run, section by section, in an empty folder, and its links lead somewhere."""
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,27 +8,32 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "integrations.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"(<!-- not run: [^\n]* -->\n)?```python\n(.*?)```", PAGE, flags=re.DOTALL)
+SECTIONS = {part.partition("\n")[0]: part for part in PAGE.split("\n## ")[1:]}
+
+
+def blocks(section):
+    return re.findall(r"```python\n(.*?)```", SECTIONS[section], flags=re.DOTALL)
+
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the frameworks' own
 
 
-@pytest.fixture
-def names(tmp_path, monkeypatch, timm_optim):
-    """What the page's blocks leave behind."""
+@pytest.mark.parametrize("section", SECTIONS)
+def test_a_section_runs_without_the_others(section, tmp_path, monkeypatch, timm_optim):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["page"])
-    namespace = {"__name__": "__main__"}
-    for reason, block in BLOCKS:
-        if not reason:
-            exec(compile(block, "integrations.md", "exec"), namespace)
-    return namespace
+    names = {"__name__": "__main__"}
+    assert blocks(section)
+    for block in blocks(section):
+        exec(compile(block, "integrations.md", "exec"), names)
+    if "handle" in names:
+        assert torch.isfinite(names["handle"].rates().rate).all()
 
 
-def test_blocks_run_one_after_the_other(names):
-    assert len(BLOCKS) >= 8
-    assert all("fit" not in name for name, _ in BLOCKS)
-    assert torch.isfinite(names["handle"].rates().rate).all()
+def test_every_framework_has_a_section():
+    listed = re.findall(r"^\| \[([^]]+)\]\(#([^)]+)\)", PAGE, flags=re.MULTILINE)
+    assert [name for name, _ in listed] == list(SECTIONS)[1:]
+    for name, anchor in listed:
+        assert anchor == name.lower().replace(" ", "-").replace(".", "")
 
 
 def test_every_example_is_on_the_page():

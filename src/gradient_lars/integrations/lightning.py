@@ -65,11 +65,11 @@ class GradientLARSCallback(pl.Callback):
         ...     def configure_optimizers(self):
         ...         return torch.optim.SGD(self.named_parameters(), lr=0.1)
         >>> callback = GradientLARSCallback(GradientLARS())
-        >>> quiet = {name: False for name in ("logger", "enable_checkpointing", "enable_progress_bar")}
+        >>> quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
         >>> trainer = lightning.Trainer(
         ...     accelerator="cpu", callbacks=[callback], max_epochs=1, enable_model_summary=False, **quiet)
         >>> module = Module()
-        >>> trainer.fit(module, [torch.tensor([300.0, -400.0])])
+        >>> trainer.fit(module, torch.utils.data.DataLoader([torch.tensor([300.0, -400.0])], batch_size=None))
         >>> module.weight.data
         tensor([2.7000, 4.4000])
         >>> list(callback.handles[0].rates())
