@@ -72,8 +72,8 @@ class GradientLARSCallback(pl.Callback):
         >>> trainer.fit(module, torch.utils.data.DataLoader([torch.tensor([300.0, -400.0])], batch_size=None))
         >>> module.weight.data
         tensor([2.7000, 4.4000])
-        >>> list(callback.handles[0].rates())
-        [LayerRate(name='weight', p_norm=5.0, g_norm=500.0, rate=0.00999999977648258, adapted=True)]
+        >>> [f"{layer.name}: {layer.rate:.4f}" for layer in callback.handles[0].rates()]
+        ['weight: 0.0100']
     """
 
     def __init__(
