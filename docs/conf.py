@@ -31,12 +31,16 @@ python_maximum_signature_line_length = 80
 # Names of this package that are not found are errors. Other packages' are not looked up: a build
 # needs no network.
 nitpicky = True
-_PACKAGES = "torch|jax|optax|numpy|collections|typing|types|re|pathlib|lightning|chainer"
+_PACKAGES = "torch|jax|optax|numpy|collections|typing|types|re|pathlib|lightning|chainer|transformers|timm"
 _TYPES = "Any|Callable|Iterable|Iterator|Mapping|Sequence|Literal|Tensor|Self|Predicate|nn.Module"
 nitpick_ignore_regex = [
     ("py:obj", ".*"),  # the default role: most of them are arguments
     ("py:.*", rf"({_PACKAGES})\..*"),
     ("py:.*", _TYPES),
+    (
+        "py:.*",
+        r".*\._attachment\..*",
+    ),  # a protocol: its one method is described with the argument
 ]
 
 html_theme = "furo"
