@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 from html import escape
 
 from gradient_lars import __version__
@@ -49,10 +50,14 @@ def _findings(summary: Summary) -> str:
     if not summary.findings:
         return '<p class="fine">Nothing to remark.</p>'
     items = [
-        f"<li><strong>{escape(_KINDS[finding.kind])}</strong><br>{escape(finding.text)}</li>"
+        f"<li><strong>{escape(_KINDS[finding.kind])}</strong><br>{_code(finding.text)}</li>"
         for finding in summary.findings
     ]
     return f"<ul class='findings'>\n{chr(10).join(items)}\n</ul>"
+
+
+def _code(text: str) -> str:
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
 def _table(summary: Summary) -> str:
@@ -113,6 +118,7 @@ ul.findings {{ list-style: none; margin: 0; padding: 0; display: grid; gap: 0.6r
 ul.findings li {{ padding: 0.6rem 0.9rem; background: var(--card); border-left: 4px solid var(--mark);
   border-radius: 4px; overflow-wrap: anywhere; }}
 ul.findings strong {{ color: var(--mark); }}
+code {{ font-size: 0.92em; }}
 .scroll {{ overflow-x: auto; }}
 .table {{ max-height: 34rem; overflow: auto; }}
 table {{ border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: 0.9rem; }}

@@ -170,10 +170,7 @@ class Monitor:
             self._hook.remove()
             self._hook = None
         self._settle(wait=True)
-        if self._stream is not None:
-            atexit.unregister(self.close)
-            self._stream.close()
-            self._stream = None
+        self._close_stream()
 
     def __enter__(self) -> "Monitor":
         return self
@@ -248,7 +245,14 @@ class Monitor:
                 RuntimeWarning,
                 stacklevel=2,
             )
+            self._close_stream()
+
+    def _close_stream(self) -> None:
+        if self._stream is not None:
             atexit.unregister(self.close)
+            # What a full disk has not taken it will not take now.
+            with contextlib.suppress(OSError):
+                self._stream.close()
             self._stream = None
 
     def _new_for(self, sink: Any) -> Records:

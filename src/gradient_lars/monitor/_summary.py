@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 HEADINGS = ("layer", "weights", "gradient", "rate", "from", "to", "update", "adapted")
 LEGEND = (
-    "weights: norm at the last record. gradient: median norm. rate: median, smallest and greatest. update: median of "
-    "lr * rate * (gradient + decay) / weights, the step's length relative to the weights, before momentum."
+    "weights: norm at the last record. gradient: median norm. rate: median, from the smallest to the greatest. update: "
+    "median of lr * rate * (gradient + decay) / weights, the step's length relative to the weights, before momentum."
 )
 
 # A narrower terminal leaves the rate's smallest and greatest out, or there is no room for names.
@@ -97,8 +97,9 @@ class Summary:
     def __rich_console__(self, console: Any, options: Any) -> Any:
         from rich.text import Text
 
-        yield self._table(narrow=options.max_width < WIDE)
-        yield Text(LEGEND, style="dim")
+        narrow = options.max_width < WIDE
+        yield self._table(narrow=narrow)
+        yield Text(LEGEND.replace(", from the smallest to the greatest", "") if narrow else LEGEND, style="dim")
         yield Text()
         style = "yellow" if self.findings else "green"
         for line in self._verdict():
