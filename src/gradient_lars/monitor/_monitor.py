@@ -3,7 +3,6 @@
 import atexit
 import contextlib
 import warnings
-import weakref
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -99,7 +98,7 @@ class Monitor:
         self._under_way: list[Transfer] = []
         self._history = History(keep)
         self._written: set[str] = set()
-        self._sent: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+        self._sent: dict[int, tuple[Any, int]] = {}
         self._silent = one_rank_of_many() and not all_ranks
         self._stream = None if csv is None or self._silent else CsvStream(Path(csv), COLUMNS, append=append)
         if self._stream is not None:
@@ -257,9 +256,11 @@ class Monitor:
 
     def _new_for(self, sink: Any) -> Records:
         records = self.records()
-        new = records.since(self._sent.get(sink, -1) + 1)
+        _, last = self._sent.get(id(sink), (sink, -1))
+        new = records.since(last + 1)
         if records.steps:
-            self._sent[sink] = records.steps[-1]
+            # Held, so that no other object gets its id.
+            self._sent[id(sink)] = sink, records.steps[-1]
         return new
 
 
