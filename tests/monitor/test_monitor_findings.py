@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gradient_lars import GradientLARS
+from gradient_lars import GradientLARS, presets
 from gradient_lars.monitor import Monitor, Record, Records, Summary
 from gradient_lars.monitor._findings import RECIPES
 from gradient_lars.torch import LARS, add_hook
@@ -234,16 +234,9 @@ def test_learning_rate_off_the_recipes(peak, word):
 
 
 def _held(adapt_without_decay, weight_decay):
-    """As a LARS that leaves layers without decay alone would say it in its groups."""
     named = layers()
     groups = [{"params": named[:2], "weight_decay": weight_decay}, {"params": named[2:], "weight_decay": 0.0}]
-    for group in groups:
-        if not adapt_without_decay and group["weight_decay"] == 0.0:
-            group["threshold"] = float("inf")
-    optimizer = recipe(groups)
-    for group in optimizer.param_groups:
-        group["adapt_without_decay"] = adapt_without_decay
-    return summary_after(optimizer, named)
+    return summary_after(recipe(groups, adapt_without_decay=adapt_without_decay), named)
 
 
 def test_without_decay_a_preset_is_plain_sgd():
@@ -254,6 +247,16 @@ def test_without_decay_a_preset_is_plain_sgd():
         in (finding.text)
     )
     assert "Give a `weight_decay` above 0, or `adapt_without_decay=True`" in finding.text
+
+
+@pytest.mark.parametrize("name", ["timm", "bolts"])
+def test_presets_without_decay(name):
+    preset = presets.named(name)
+    named = layers()
+    assert only(summary_after(LARS(named, lr=1.0, **preset), named), "no_decay").layers == ALL
+    named = layers()
+    decayed = preset.replace(weight_decay=1e-4)
+    assert_nothing(summary_after(LARS(named, lr=1.0, **decayed), named))
 
 
 @pytest.mark.parametrize(("adapt_without_decay", "weight_decay"), [(False, 1e-4), (True, 0.0)])

@@ -116,6 +116,32 @@ def test_the_update_is_at_most_what_is_recorded():
     assert all(0.5 * row.update < m < row.update for row, m in zip(monitor.records(), moved, strict=True))
 
 
+@pytest.mark.parametrize("norm_of", ["decayed", "update"])
+def test_the_update_is_exact_for_norms_that_hold_the_decay(norm_of):
+    named = layers(dtype=torch.float64)
+    momentum = 0.9 if norm_of == "update" else 0.0
+    optimizer = LARS(named, lr=3.0, momentum=momentum, weight_decay=0.2, norm_of=norm_of, lr_in_momentum=False)
+    with Monitor(optimizer) as monitor:
+        for step in range(3):
+            before = [param.detach().clone() for _, param in named]
+            train(optimizer, named, 1, start=step)
+    for row, (_, param), old in zip(list(monitor.records())[-3:], named, before, strict=True):
+        assert row.update == pytest.approx(float((param.detach() - old).norm() / old.norm()), rel=1e-12)
+        assert row.weight_decay == 0.2
+
+
+@pytest.mark.parametrize("decay_excluded", [True, False])
+def test_the_decay_is_the_layers_own(decay_excluded):
+    named = layers()
+    optimizer = LARS(named, lr=0.1, weight_decay=0.2, adapt=None, decay_excluded=decay_excluded)
+    with Monitor(optimizer) as monitor:
+        train(optimizer, named, 1)
+    assert [row.weight_decay for row in monitor.records()] == [0.2, 0.2 if decay_excluded else 0.0, 0.2]
+    row = list(monitor.records())[1]
+    decay = row.weight_decay * row.p_norm
+    assert row.update == pytest.approx(0.1 * (row.g_norm + decay) / row.p_norm, rel=1e-6)
+
+
 def test_layers_come_and_go():
     named = layers()
     optimizer = recipe(named)

@@ -60,20 +60,18 @@ def _joined(tensors: list[Tensor]) -> dict[tuple[torch.device, torch.dtype], Ten
     """Return one vector for each device and type; always memory of its own."""
     parts: defaultdict[tuple[torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
     for tensor in tensors:
-        parts[_key(tensor)].append(tensor.detach().reshape(-1))
+        parts[_key(tensor)].append(tensor if tensor.dim() == 1 else tensor.reshape(-1))
     return {key: torch.cat(some) if len(some) > 1 else some[0].clone() for key, some in parts.items()}
 
 
 def _split(flat: dict[tuple[torch.device, torch.dtype], Tensor], like: list[Tensor]) -> list[Tensor]:
     """Return views of the vectors with the shapes of `like`, from which they were joined."""
-    start = dict.fromkeys(flat, 0)
-    found = []
+    sizes: defaultdict[tuple[torch.device, torch.dtype], list[int]] = defaultdict(list)
     for tensor in like:
-        key = _key(tensor)
-        stop = start[key] + tensor.numel()
-        found.append(flat[key][start[key] : stop].view(tensor.shape))
-        start[key] = stop
-    return found
+        sizes[_key(tensor)].append(tensor.numel())
+    pieces = {key: iter(flat[key].split_with_sizes(numbers)) for key, numbers in sizes.items()}
+    found = (next(pieces[_key(tensor)]) for tensor in like)
+    return [piece if tensor.dim() == 1 else piece.view(tensor.shape) for piece, tensor in zip(found, like, strict=True)]
 
 
 def _to_host(flat: Tensor) -> Tensor:

@@ -134,7 +134,7 @@ def _still(by_layer: dict[str, Rows]) -> Iterable[Finding]:
     for layer, rows in by_layer.items():
         if all(row.lr == 0 for row in rows):
             no_lr[layer] = rows
-        elif all(row.rate == 0 for row in rows):
+        elif all(row.rate == 0 for row in rows) and any(row.g_norm for row in rows):
             no_rate[layer] = rows
         elif len(rows) >= STILL_RECORDS and len({row.p_norm for row in rows}) == 1 and _path(rows) >= STILL_PATH:
             no_bits[layer] = rows
@@ -145,7 +145,7 @@ def _still(by_layer: dict[str, Rows]) -> Iterable[Finding]:
             "never_moves",
             no_rate,
             f"the rate is 0 in {_all(no_rate)}, so that the layer stays where it is",
-            "Look for weights of zeros or gradients without bound in it; `zero_norm` or `min_rate` give it a start",
+            "Look for gradients without bound in it; `min_rate` gives it a start",
         )
     if no_bits:
         layer = max(no_bits, key=lambda name: _path(no_bits[name]))

@@ -26,6 +26,8 @@ class Settings(NamedTuple):
     max_rate: float = float("inf")
     trust_clip: bool = False
     adapt_without_decay: bool = True
+    decay_excluded: bool = True
+    norm_of: str = "gradient"
 
 
 class Layer(NamedTuple):
@@ -81,7 +83,9 @@ class Layers:
             group["min_rate"],
             group["max_rate"],
             group["trust_clip"],
-            group.get("adapt_without_decay", True),
+            group["adapt_without_decay"],
+            group["decay_excluded"],
+            group["norm_of"],
         )
 
 
@@ -130,6 +134,9 @@ class Taken(NamedTuple):
                 continue
             seen.add(name)
             lr = float(group.lr)
+            decay = group.weight_decay if layer.adapt or group.decay_excluded else 0.0
+            # The other norms hold the decay already.
+            beside = decay if group.norm_of == "gradient" else 0.0
             yield Record(
                 self.step,
                 name,
@@ -137,9 +144,9 @@ class Taken(NamedTuple):
                 row.g_norm,
                 row.rate,
                 row.adapted,
-                relative_update(row.p_norm, row.g_norm, row.rate, lr, group.weight_decay),
+                relative_update(row.p_norm, row.g_norm, row.rate, lr, beside),
                 lr,
-                group.weight_decay,
+                decay,
                 group.threshold,
                 _held_by(row.p_norm, row.rate, row.adapted, layer.adapt, group),
             )

@@ -23,13 +23,15 @@ class Record(NamedTuple):
         step: number of the optimizer's step, the first is 0.
         layer: name of the parameter.
         p_norm: norm of the weights before the step.
-        g_norm: norm of the raw gradient, without loss scale and before decay.
+        g_norm: norm of the raw gradient, without loss scale and before decay; with LARS's `norm_of`, the norm taken.
         rate: what LARS multiplied ``g + weight_decay * p`` by.
         adapted: whether the weight norm was above the threshold, in a layer that is to be adapted.
         update: how far the step moves the layer, relative to its weights and before momentum, at most:
-            ``lr * rate * (g_norm + weight_decay * p_norm) / p_norm``. Without decay it is exactly that.
+            ``lr * rate * (g_norm + weight_decay * p_norm) / p_norm``. Without decay it is exactly that. Where `norm_of`
+            is not 'gradient', `g_norm` holds the decay, and with 'update' the momentum as well: there it is
+            ``lr * rate * g_norm / p_norm``, exactly.
         lr: learning rate of the layer's group in this step.
-        weight_decay: that entered the rate.
+        weight_decay: the layer's decay in this step.
         threshold: of the layer's group.
         held_by: what sets the rate in place of the two norms: 'threshold' (the weight norm is not above it), 'adapt'
             (the layer is not to be adapted), 'no_decay' (`adapt_without_decay` is False and the decay 0), 'min_rate',
