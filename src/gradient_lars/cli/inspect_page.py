@@ -125,6 +125,9 @@ table {{ border-collapse: collapse; width: 100%; font-variant-numeric: tabular-n
 th, td {{ padding: 0.25rem 0.6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }}
 th:first-child {{ text-align: left; position: sticky; left: 0; background: var(--ground); }}
 tbody th {{ font-weight: 500; }}
+@media (max-width: 40rem) {{
+  tbody th {{ white-space: normal; overflow-wrap: anywhere; min-width: 7rem; max-width: 9rem; }}
+}}
 thead th {{ position: sticky; top: 0; background: var(--ground); color: var(--faint); font-weight: 600; }}
 thead th:first-child {{ z-index: 1; }}
 tr.marked th {{ color: var(--mark); }}
