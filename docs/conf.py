@@ -34,6 +34,7 @@ nitpicky = True
 _PACKAGES = "torch|jax|optax|numpy|collections|typing|types|re|pathlib|lightning|chainer"
 _PACKAGES += "|transformers"
 _TYPES = "Any|Callable|Iterable|Iterator|Mapping|Sequence|Literal|Tensor|Self|Predicate|nn.Module"
+_TYPES += "|Figure"
 nitpick_ignore_regex = [
     ("py:obj", ".*"),  # the default role: most of them are arguments
     ("py:.*", rf"({_PACKAGES})\..*"),

@@ -28,6 +28,8 @@ FRAMEWORKS = [
     "transformers",
     "accelerate",
     "timm",
+    "pyarrow",
+    "tensorboard",
 ]
 
 # Modules of kernels, which need Triton.
@@ -85,6 +87,10 @@ GradientLARS(weight_decay=0.1)(None, types.SimpleNamespace(data=numpy.ones(3), g
 
 def test_the_jax_side_loads_only_jax():
     assert loaded_after("import gradient_lars.optax") == ["numpy", "jax", "optax"]
+
+
+def test_the_monitor_loads_only_torch():
+    assert set(loaded_after("import gradient_lars.monitor")) <= {"torch", "numpy"}
 
 
 def violations(sources):

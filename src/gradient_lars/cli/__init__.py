@@ -1,4 +1,4 @@
-"""The command line ``gradient-lars``: ``compare``, ``bench`` and ``info``."""
+"""The command line ``gradient-lars``: ``compare``, ``bench``, ``inspect`` and ``info``."""
 
 import sys
 

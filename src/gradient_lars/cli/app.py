@@ -18,8 +18,8 @@ from gradient_lars.cli.launch import first, launched
 from gradient_lars.cli.settings import DIGITS, FSDP2, UNSHARDED, Settings, parse_batch_sizes, parse_learning_rates
 
 app = typer.Typer(
-    help="Layer-wise adaptive rate scaling (LARS): compare it with plain SGD on real data, time its step, and see what "
-    "is installed.",
+    help="Layer-wise adaptive rate scaling (LARS): compare it with plain SGD on real data, time its step, see "
+    "what it did to each layer, and what is installed.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -256,6 +256,37 @@ def _replot_bench(results: Path, plot: Path | None) -> None:
     if plot is not None:
         check_file(plot, "--plot")
     replot(results, plot, Console(highlight=False))
+
+
+@app.command(
+    "inspect",
+    epilog="""
+**Examples**
+
+    gradient-lars inspect run.csv
+
+    gradient-lars inspect run.csv --html run.html
+""",
+)
+def inspect_command(
+    record: Annotated[Path, typer.Argument(metavar="RUN.csv", help="What `Monitor(..., csv=...)` has written.")],
+    html: Annotated[Path | None, typer.Option(help="One page with summary and plots, nothing beside it.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="PNG to draw.", show_default="RUN.png beside it; none with --html")
+    ] = None,
+) -> None:
+    """Show what LARS did to each layer of a recorded training, and what is wrong with it.
+
+    Prints one line a layer, and a warning for each fault: layers below the threshold, rates at a bound, norms that are
+    zero or not finite, layers that never move, a learning rate far from the recipes, a decay of 0 that makes LARS SGD.
+    """
+    with _mistakes():
+        require(["torch", "matplotlib"], "`gradient-lars inspect`")
+        from gradient_lars.cli.inspect import inspect
+
+        if plot is None and html is None:
+            plot = record.with_suffix(".png")
+        inspect(record, plot, html, Console(highlight=False))
 
 
 @app.command("info", epilog="**Example**\n\n    gradient-lars info")

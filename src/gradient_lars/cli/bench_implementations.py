@@ -97,6 +97,17 @@ def _lars(**options: Any) -> Build:
     return build
 
 
+def _monitored() -> Build:
+    def build(params: Sequence["Tensor"], capturable: bool) -> Step:
+        from gradient_lars.monitor import Monitor
+
+        step = _lars()(params, capturable)
+        Monitor(step.__self__)  # type: ignore[attr-defined]
+        return step
+
+    return build
+
+
 def _hook(**options: bool) -> Build:
     def build(params: Sequence["Tensor"], capturable: bool) -> Step:
         import torch
@@ -125,6 +136,13 @@ def _sgd(**options: bool) -> Build:
 def _own() -> list[Implementation]:
     return [
         Implementation("lars", "LARS", _lars()),
+        Implementation(
+            "lars-monitor",
+            "LARS + monitor",
+            _monitored(),
+            graph=False,
+            note="norms and rates of all layers recorded in every step",
+        ),
         Implementation("lars-fused", "LARS fused", _lars(fused=True)),
         Implementation(
             "lars-fused-strict",

@@ -73,6 +73,15 @@ class LarsAction:
             self._absorbed.take([group for group, _, _ in decays if group.get("weight_decay")])
         return lambda: self._run(optimizer, decays)
 
+    def layers(self, optimizer: torch.optim.Optimizer) -> list[tuple[Group, list[tuple[str, Tensor]]]]:
+        """Return the groups that the hook acts on, with what it acts on there."""
+        return [(group, named) for group, named, _ in self._decays(optimizer)]
+
+    def settings(self, group: Group) -> tuple[float, float]:
+        """Return the decay that entered the rates of a group's layers, and the threshold."""
+        absorbed = 0.0 if self._absorbed is None else self._absorbed.of(group)
+        return self._hook.weight_decay or absorbed, self._hook.threshold
+
     def _decays(self, optimizer: torch.optim.Optimizer) -> list[tuple[Group, list[tuple[str, Tensor]], float]]:
         """Return the groups that the hook acts on, with what it acts on there and the decay."""
         groups = optimizer.param_groups

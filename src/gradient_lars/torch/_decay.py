@@ -34,6 +34,11 @@ class AbsorbedDecay:
             self._taken.append((group, group["weight_decay"]))
             group["weight_decay"] = 0.0
 
+    def of(self, group: dict[str, Any]) -> float:
+        """Return the decay of `group`, also while it is taken."""
+        taken = [weight_decay for held, weight_decay in self._taken if held is group]
+        return float(group.get("weight_decay") or (taken[0] if taken else 0.0))
+
     def give_back(self) -> None:
         """Restore what `take` took; does nothing the second time."""
         while self._taken:

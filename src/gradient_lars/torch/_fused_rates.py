@@ -20,6 +20,15 @@ class FusedRates(LayerRates):
         super().__init__(names, [])
         self._matrices = parts
 
+    def tensors(self) -> list[Tensor]:
+        """See `LayerRates.tensors`."""
+        return [figures for _, _, figures, _ in self._matrices]
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> LayerRates:
+        """See `LayerRates.with_tensors`."""
+        parts = zip(self._matrices, tensors, strict=True)
+        return FusedRates(self._names, [(places, rows, new, limits) for (places, rows, _, limits), new in parts])
+
     def _read(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         if self._host is None:
             columns = torch.empty((3, len(self)), dtype=torch.float64)

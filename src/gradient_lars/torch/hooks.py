@@ -181,6 +181,18 @@ class HookHandle:
             raise RuntimeError("`rates` has nothing to show yet. Take a step first.")
         return self._action.rates
 
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer that the hook was put on.
+
+        Raises:
+            RuntimeError: it is gone; a handle does not keep it alive.
+        """
+        optimizer = self._optimizer()
+        if optimizer is None:
+            raise RuntimeError("`optimizer` is gone: the handle does not keep it alive. Hold on to it yourself.")
+        return optimizer
+
     def remove(self) -> None:
         """Take the hook off its optimizer; does nothing if it is off already."""
         optimizer = self._optimizer()

@@ -72,6 +72,19 @@ class LayerRates:
         """Whether each layer's weight norm was above the threshold; bool, on the CPU, shape (layers,)."""
         return self._read()[3]
 
+    def tensors(self) -> list[Tensor]:
+        """Return the tensors that hold the figures, on their device, in a fixed order; nothing is waited for."""
+        return [tensor for part in self._parts for tensor in (part.p_norm, part.g_norm, part.rate)]
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> "LayerRates":
+        """Return the same figures, read from `tensors`, which are copies of what `tensors` returned."""
+        columns = iter(tensors)
+        parts = [
+            part._replace(p_norm=p_norm, g_norm=g_norm, rate=rate)
+            for part, p_norm, g_norm, rate in zip(self._parts, columns, columns, columns, strict=True)
+        ]
+        return LayerRates(self._names, parts)
+
     def __len__(self) -> int:
         return len(self._names)
 
