@@ -5,8 +5,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 SMALL_NETWORK = "small"
+MEDIUM = "medium"
 VGG = "vgg"
-NETWORKS = (SMALL_NETWORK, VGG)
+NETWORKS = (SMALL_NETWORK, MEDIUM, VGG)
 LINEAR = "linear"
 POLYNOMIAL = "polynomial"
 COSINE = "cosine"
