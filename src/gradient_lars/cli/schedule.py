@@ -13,8 +13,8 @@ _LEFT = 0.01  # share of lr that TVLARS ends with
 
 
 def warm_up_steps(steps: int, share: float = 0.1) -> int:
-    """Return how many of `steps` belong to the warm-up, at least 1: the first step at the full learning rate."""
-    return max(1, round(share * steps))
+    """Return how many of `steps` belong to the warm-up: at least 1, which is at full rate, and fewer than all."""
+    return max(1, min(round(share * steps), steps - 1))
 
 
 def build_schedule(
@@ -37,7 +37,7 @@ def build_schedule(
     if kind == COSINE:
         return LambdaLR(optimizer, lambda step: _cosine(step, first, steps))
     if kind == TVLARS:
-        delay = round(warm_up * steps)
+        delay = min(round(warm_up * steps), steps - 1)
         fall = math.log(1 / _LEFT - 1) / (steps - delay)
         return tvlars(optimizer, delay_steps=delay, decay_coefficient=fall)
     if first == 1:
