@@ -142,8 +142,8 @@ class _Gradient:
         x = self._moved(self._train.x[chosen], size)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self._recipe.bf16):
             outputs = self._model(x)
-        smoothing = self._recipe.label_smoothing
-        return functional.cross_entropy(outputs.float(), self._train.y[chosen], label_smoothing=smoothing)
+        outputs = outputs.float() if self._recipe.bf16 else outputs
+        return functional.cross_entropy(outputs, self._train.y[chosen], label_smoothing=self._recipe.label_smoothing)
 
 
 @torch.no_grad()
