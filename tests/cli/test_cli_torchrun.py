@@ -208,7 +208,10 @@ def test_machines_with_different_commands_are_refused_once(quick, tmp_path):
     ("options", "match"),
     [
         (["--batch-sizes", "16,x"], "`--batch-sizes` has the item `x`: give whole numbers >= 2"),
-        (["--micro-batch", "3"], "`--micro-batch` must be 0 or at least 4, got 3: batch normalisation needs two images"),
+        (
+            ["--micro-batch", "3"],
+            "`--micro-batch` must be 0 or at least 4, got 3: batch normalisation needs two images",
+        ),
         (["--out", "used"], "already holds the results of a comparison: add `--resume` to go on with it"),
     ],
 )

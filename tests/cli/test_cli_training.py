@@ -225,6 +225,28 @@ def test_only_matrices_are_adapted_on_request(train):
         )
 
 
+@pytest.mark.parametrize("adapt", ["all", "matrices"])
+def test_learning_rate_inside_the_momentum_is_that_of_its_gradient(train, adapt):
+    one = recipe(optimizer="lars", batch_size=24, epochs=3, lr=0.05, weight_decay=0.01, adapt=adapt)
+    one = recipe(**{**vars(one), "lr_in_momentum": True})
+    network = build_network(1, 3, one.seed)
+    velocity = [torch.zeros_like(p) for p in network.parameters()]
+    batches = [indices for epoch in batch_order(96, one) for indices in epoch]
+    for step, indices in enumerate(batches):
+        gradients = torch.autograd.grad(losses_of(network, train, [indices]), list(network.parameters()))
+        with torch.no_grad():
+            for p, g, v in zip(network.parameters(), gradients, velocity, strict=True):
+                p_norm, g_norm = p.double().norm(), g.double().norm()
+                chosen = adapt == "all" or p.ndim > 1
+                rate = (p_norm / (1e-9 + g_norm + 0.01 * p_norm)).float() if chosen and p_norm > 0.01 else 1.0
+                v.mul_(0.9).add_(0.05 * (1 - step / 12) * rate * (g + 0.01 * p * chosen))
+                p.sub_(v)
+    fitted = fit(one, train, 3, record_rates=True)
+    for (name, ours), expected in zip(fitted.network.named_parameters(), network.parameters(), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-4, msg=lambda text, n=name: n + text)
+    assert {sample.step for sample in fitted.rates} == set(range(12))
+
+
 def test_bfloat16_rounds_the_gradients_and_not_the_weights(train):
     one = recipe(batch_size=96, epochs=1, lr=0.1)
     plain, rounded = (fit(recipe(**{**vars(one), "bf16": bf16}), train, 3).network for bf16 in (False, True))

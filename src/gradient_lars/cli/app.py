@@ -143,6 +143,9 @@ def compare_command(
     ] = True,
     device: Annotated[str, typer.Option(help="Such as `cpu`, `cuda` or `cuda:1`.")] = "cpu",
     adapt: Annotated[str, typer.Option(help=_one_of("GradientLARS: the layers it rescales", ADAPTED))] = ALL_LAYERS,
+    lr_in_momentum: Annotated[
+        bool, typer.Option("--lr-in-momentum", help="GradientLARS: the learning rate inside the momentum (the paper).")
+    ] = False,
     threshold: Annotated[float, typer.Option(help="GradientLARS: layers of a smaller norm keep rate 1.")] = 0.01,
     weight_decay: Annotated[float, typer.Option(help="Of all optimizers.")] = 5e-4,
     eps: Annotated[float, typer.Option(help="GradientLARS: added to the denominator.")] = 1e-9,
@@ -205,6 +208,7 @@ def compare_command(
             bf16=bf16,
             recompute_norm=recompute_norm,
             adapt=adapt,
+            lr_in_momentum=lr_in_momentum,
         )
         _compare(settings, resume=resume, overwrite=overwrite)
 

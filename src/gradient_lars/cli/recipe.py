@@ -33,6 +33,7 @@ class Training:
         bf16: forward and backward under ``torch.autocast`` in bfloat16; the weights and the step stay float32.
         adapt: the layers that GradientLARS acts on: `ALL_LAYERS` above the threshold, or of these the `MATRICES`, the
             tensors with two or more dimensions.
+        lr_in_momentum: GradientLARS with the learning rate inside the momentum, as in the paper and in Chainer.
         recompute_norm: whether the statistics of batch normalisation are recomputed after training.
     """
 
@@ -44,6 +45,7 @@ class Training:
     micro_batch: int = 0
     bf16: bool = False
     adapt: str = ALL_LAYERS
+    lr_in_momentum: bool = False
     recompute_norm: bool = True
 
     def choices(self) -> dict[str, Any]:

@@ -4,11 +4,13 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+import gradient_lars.torch
 from gradient_lars import GradientLARS
 from gradient_lars.cli.augment import augmentation
 from gradient_lars.cli.cluster import ALONE, Cluster
@@ -165,7 +167,12 @@ def evaluate(network: nn.Module, split: Batch, cluster: Cluster = ALONE) -> tupl
     return correct / len(split.y), mean if math.isfinite(mean) else math.inf
 
 
-def _build_optimizer(recipe: Recipe, network: nn.Module) -> tuple[torch.optim.Optimizer, HookHandle | None]:
+def _build_optimizer(
+    recipe: Recipe, network: nn.Module
+) -> tuple[torch.optim.Optimizer, HookHandle | gradient_lars.torch.LARS | None]:
+    if recipe.optimizer == LARS and recipe.lr_in_momentum:
+        lars = _lars(recipe, network)
+        return lars, lars
     optimizer = torch.optim.SGD(
         network.named_parameters(),
         lr=recipe.lr,
@@ -180,7 +187,27 @@ def _build_optimizer(recipe: Recipe, network: nn.Module) -> tuple[torch.optim.Op
     return optimizer, add_hook(optimizer, hook, params=params)
 
 
-def _read_rates(handle: HookHandle, step: int) -> list[RateSample]:
+def _lars(recipe: Recipe, network: nn.Module) -> gradient_lars.torch.LARS:
+    """Return what the hook computes, with the learning rate inside the momentum."""
+    every = recipe.adapt != MATRICES
+    adapted = [(name, p) for name, p in network.named_parameters() if every or p.ndim > 1]
+    others = [(name, p) for name, p in network.named_parameters() if not (every or p.ndim > 1)]
+    groups: list[dict[str, Any]] = [{"params": adapted, "adapt": True}]
+    if others:
+        groups.append({"params": others, "adapt": False, "weight_decay": 0.0})
+    return gradient_lars.torch.LARS(
+        groups,
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        trust_coefficient=1.0,
+        threshold=recipe.threshold,
+        eps=recipe.eps,
+        lr_in_momentum=True,
+    )
+
+
+def _read_rates(handle: HookHandle | gradient_lars.torch.LARS, step: int) -> list[RateSample]:
     rates = handle.rates()
     columns = (rates.p_norm.tolist(), rates.g_norm.tolist(), rates.rate.tolist(), rates.adapted.tolist())
     return [
