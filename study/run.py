@@ -1,9 +1,9 @@
 """Runs the comparisons of the study, each with ``gradient-lars compare``; what is finished is not run again.
 
-    python study/run.py small                  # digits: 2 CPU cores, under 10 minutes
-    python study/run.py cpu                    # Fashion-MNIST, a small network: one CPU core, about an hour
-    python study/run.py gpu                    # Fashion-MNIST, a VGG-like network: a CUDA device
-    python study/run.py small --show           # only the commands
+python study/run.py small                  # digits: 2 CPU cores, under 10 minutes
+python study/run.py cpu                    # Fashion-MNIST, a small network: one CPU core, about an hour
+python study/run.py gpu                    # Fashion-MNIST, a VGG-like network: a CUDA device
+python study/run.py small --show           # only the commands
 """
 
 import argparse
@@ -32,8 +32,8 @@ VARIATIONS = {
 }
 FASHION = "--data fashion-mnist --baseline both --tuning-seeds 1"
 FASHION_CPU = (
-    f"{FASHION} --network medium --micro-batch 256 --batch-sizes 256,2048,8192 --epochs 5 "
-    "--learning-rates sgd:0.1,0.3,1,3 --learning-rates nesterov:0.1,0.3,1,3 --learning-rates lars:0.01,0.03,0.1,0.3"
+    f"{FASHION} --network medium --epochs 5 --learning-rates sgd:0.1,0.3,1,3 --learning-rates nesterov:0.1,0.3,1,3 "
+    "--learning-rates lars:0.01,0.03,0.1,0.3"
 )
 FASHION_GPU = (
     f"{FASHION} --network vgg --device cuda --bf16 --batch-sizes 256,8192,16384 --epochs 60 --augment shift-flip "
@@ -42,7 +42,11 @@ FASHION_GPU = (
 )
 GROUPS = {
     "small": {"digits": DIGITS} | {f"digits-{name}": f"{VARIED} {own}".strip() for name, own in VARIATIONS.items()},
-    "cpu": {"fashion-mnist-cpu": FASHION_CPU},
+    "cpu": {
+        "fashion-mnist-cpu": f"{FASHION_CPU} --micro-batch 256 --batch-sizes 256,2048,8192",
+        "fashion-mnist-cpu-whole-norm": f"{FASHION_CPU} --batch-sizes 8192",
+        "fashion-mnist-cpu-16384": f"{FASHION_CPU} --micro-batch 256 --batch-sizes 16384",
+    },
     "gpu": {"fashion-mnist-gpu": FASHION_GPU},
 }
 
