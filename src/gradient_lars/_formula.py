@@ -29,6 +29,7 @@ def rate(
     clip_lr: Any = None,
     min_rate: float = 0.0,
     max_rate: float = INFINITY,
+    zero_gradient_rate: Any = None,
     where: Any = _choose,
 ) -> Any:
     """Return the factor by which LARS multiplies ``g + weight_decay * p``.
@@ -48,6 +49,8 @@ def rate(
             that ``clip_lr * rate`` is LARC's ``min(rate, clip_lr)``.
         min_rate: least rate of an adapted layer, >= 0.
         max_rate: greatest rate of an adapted layer.
+        zero_gradient_rate: rate of a layer above the threshold whose `g_norm` is zero, >= 0; None leaves it to the
+            formula.
         where: ``where(condition, if_true, if_false)`` of the array library that holds the norms. The default serves
             Python floats.
 
@@ -72,4 +75,8 @@ def rate(
         ratio = where(ratio < min_rate, min_rate, ratio)
     if max_rate != INFINITY:
         ratio = where(ratio > max_rate, max_rate, ratio)
-    return where(scaled, ratio, 1.0)
+    result = where(scaled, ratio, 1.0)
+    if zero_gradient_rate is not None:
+        without_gradient = adapted(p_norm, threshold=threshold) & (g_norm == 0.0)
+        result = where(without_gradient, zero_gradient_rate, result)
+    return result

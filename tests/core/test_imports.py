@@ -31,6 +31,7 @@ KERNELS = {"_triton", "_triton_hook"}
 # A module imports from lower ranks and from its own part. `__init__` offers the hook, so it stands just above it.
 RANKS = {
     "_formula": 0,
+    "_variants": 0,
     "_arrays": 1,
     "hook": 2,
     "__init__": 3,
@@ -41,7 +42,7 @@ RANKS = {
     "cli": 7,
     "__main__": 8,
 }
-CORE = ("_formula", "_arrays", "hook", "__init__")
+CORE = ("_formula", "_variants", "_arrays", "hook", "__init__")
 
 
 def loaded_after(code):

@@ -18,6 +18,7 @@ FORMS = {
     "dampening": {"dampening": 0.5},
     "nesterov": {"nesterov": True},
     "maximize": {"maximize": True, "momentum": 0.0},
+    "decayed": {"norm_of": "decayed", "maximize": True},
 }
 
 

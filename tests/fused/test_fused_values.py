@@ -67,6 +67,10 @@ CROSS = {
         {"threshold": 2.0, "eps": 0.5},
         {"adapt": False},
         {"adapt": None},
+        {"norm_of": "decayed"},
+        {"norm_of": "decayed", "adapt": None, "decay_excluded": False, "trust_clip": True},
+        {"adapt_without_decay": False, "zero_gradient_rate": 0.0, "dampen_first_step": True},
+        {"zero_gradient_rate": 1.0, "decay_excluded": False, "adapt": None},
     ],
 }
 
@@ -78,11 +82,13 @@ def test_settings(rate, momentum, device):
     # One half of the combinations for each kind of momentum and the other for the next.
     for i, parts in list(enumerate(others))[CROSS["momentum"].index(momentum) % 2 :: 2]:
         settings = {key: value for part in (rate, momentum, *parts) for key, value in part.items()}
-        named = network(device, shapes=((4, 3), (3,)), dtype=(torch.float64, torch.float32)[i // 2 % 2])
+        named = network(device, shapes=((4, 3), (3,), (2, 2)), dtype=(torch.float64, torch.float32)[i // 2 % 2])
         optimizer = fused(named, **settings)
         for step, lr in enumerate([0.5, 0.75, 0.125]):
             optimizer.param_groups[0]["lr"] = lr
             set_gradients(named, step)
+            if step != 1:
+                named[-1][1].grad.zero_()
             checked_step(optimizer)
         assert took_the_kernels(optimizer)
 
@@ -108,9 +114,10 @@ def test_equals_the_other_paths_over_several_chunks(nesterov, carry_norms, devic
             assert a.adapted == b.adapted
 
 
-def test_several_chunks_against_the_reference(device):
+@pytest.mark.parametrize("norm_of", ["gradient", "decayed"])
+def test_several_chunks_against_the_reference(norm_of, device):
     named = network(device)
-    optimizer = fused(named, dampening=0.25)
+    optimizer = fused(named, dampening=0.25, norm_of=norm_of, weight_decay=0.5)
     for step in range(3):
         set_gradients(named, step)
         checked_step(optimizer)

@@ -18,6 +18,16 @@ PATHS = {
 }
 
 
+# What JAX's form has no setting for, or leaves as it is.
+USUAL = {
+    "norm_of": "gradient",
+    "zero_gradient_rate": None,
+    "adapt_without_decay": True,
+    "decay_excluded": True,
+    "dampen_first_step": False,
+}
+
+
 @dataclass(frozen=True)
 class Expected:
     """What a step makes of one layer; `v` is None without momentum."""
@@ -32,21 +42,43 @@ class Expected:
 
 def lars_step(p, g, v, settings):
     """Return the `Expected` of weights `p`, gradient `g` and momentum `v`, which is None before the first step."""
+    settings = {**USUAL, **settings}
     s = {name: float(value) if torch.is_tensor(value) else value for name, value in settings.items()}
-    layer = lars(p, g, threshold=s["threshold"], weight_decay=s["weight_decay"], eps=s["eps"])
-    adapted = (np.ndim(p) >= 2 if s["adapt"] is None else s["adapt"]) and layer.p_norm > s["threshold"]
+    p, g = np.asarray(p), np.asarray(g)
+    included = (np.ndim(p) >= 2 if s["adapt"] is None else s["adapt"]) and (
+        s["weight_decay"] or s["adapt_without_decay"]
+    )
+    decay = s["weight_decay"] if included or s["decay_excluded"] else 0.0
+    direction = (-g if s["maximize"] else g) + decay * p
+    moved = direction
+    if s["norm_of"] == "update" and s["momentum"]:
+        seed = direction if v is None and not s["dampen_first_step"] else (1 - s["dampening"]) * direction
+        velocity = seed + (0 if v is None else s["momentum"] * v)
+        moved = direction + s["momentum"] * velocity if s["nesterov"] else velocity
+    # Where the norm is that of gradient and decay, no other decay is in the denominator.
+    measured = {"gradient": (g, decay), "decayed": (direction, 0.0), "update": (moved, 0.0)}[s["norm_of"]]
+    layer = lars(p, measured[0], threshold=s["threshold"], weight_decay=measured[1], eps=s["eps"])
+    adapted = bool(included) and layer.p_norm > s["threshold"]
     rate = 1.0
-    if adapted and s["eps"] + layer.g_norm + s["weight_decay"] * layer.p_norm > 0:
+    if adapted and layer.g_norm == 0 and s["zero_gradient_rate"] is not None:
+        rate = s["zero_gradient_rate"]
+    elif adapted and s["eps"] + layer.g_norm + measured[1] * layer.p_norm > 0:
         rate = s["trust_coefficient"] * layer.rate
         if s["trust_clip"]:
             rate = min(rate, s["lr"]) / s["lr"] if s["lr"] else 1.0
         rate = min(max(rate, s["min_rate"]), s["max_rate"])
 
-    step = rate * ((-g if s["maximize"] else g) + s["weight_decay"] * p)
+    if s["norm_of"] == "update":
+        return Expected(
+            p - s["lr"] * rate * moved, velocity if s["momentum"] else None, layer.p_norm, layer.g_norm, rate, adapted
+        )
+    step = rate * direction
     if s["lr_in_momentum"]:
         step = s["lr"] * step
     velocity = None
     if s["momentum"]:
+        if v is None and s["dampen_first_step"]:
+            v = np.zeros_like(step)
         velocity = step if v is None else s["momentum"] * v + (1 - s["dampening"]) * step
         step = step + s["momentum"] * velocity if s["nesterov"] else velocity
     if not s["lr_in_momentum"]:

@@ -27,6 +27,8 @@ FORMS = {
     "no momentum": {"momentum": 0.0},
     "maximize": {"maximize": True},
     "no decay": {"weight_decay": 0.0},
+    "decayed": {"norm_of": "decayed"},
+    "decayed, maximize": {"norm_of": "decayed", "maximize": True},
 }
 
 

@@ -124,8 +124,8 @@ def test_a_sparse_gradient_changes_nothing(path):
     [
         ({}, torch.float16, "cpu", "it takes float32 or float64 throughout.*and 'layer0' is otherwise.*Use fused=None"),
         ({}, torch.bfloat16, "cpu", "it takes float32 or float64 throughout"),
-        ({"master_weights": True}, torch.bfloat16, "cpu", "without `nesterov` and `master_weights`"),
-        ({"nesterov": True}, torch.float32, "cpu", "without `nesterov` and `master_weights`"),
+        ({"master_weights": True}, torch.bfloat16, "cpu", "without `nesterov`, `master_weights` and"),
+        ({"nesterov": True}, torch.float32, "cpu", "without `nesterov`, `master_weights` and"),
         ({}, torch.float32, "meta", "`fused` cannot run here: .*'meta'"),
     ],
     ids=str,

@@ -63,6 +63,10 @@ def refuse_to_build(monkeypatch):
         {"lr": torch.tensor(0.5)},
         {"lr": torch.tensor([0.5], dtype=torch.float64)},
         {"fused": True},
+        {"norm_of": "decayed"},
+        {"norm_of": "decayed", "maximize": True, "adapt": None, "decay_excluded": False},
+        {"zero_gradient_rate": 0.0},
+        {"adapt_without_decay": False, "weight_decay": 0.0},
     ],
     ids=str,
 )

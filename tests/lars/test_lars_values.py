@@ -66,7 +66,18 @@ CROSS = {
     "maximize": [{"maximize": False}, {"maximize": True}],
     "weight_decay": [{"weight_decay": 0.0}, {"weight_decay": 0.125}],
     "adapt": [{"adapt": True}, {"adapt": False}, {"adapt": None}],
-    "rate": [{}, {"trust_clip": True}, {"min_rate": 0.125}, {"max_rate": 0.25}, {"threshold": 2.0, "eps": 0.5}],
+    "rate": [
+        {},
+        {"trust_clip": True},
+        {"min_rate": 0.125},
+        {"max_rate": 0.25},
+        {"threshold": 2.0, "eps": 0.5},
+        {"norm_of": "decayed"},
+        {"norm_of": "decayed", "trust_clip": True, "eps": 0.25, "decay_excluded": False},
+        {"decay_excluded": False, "adapt_without_decay": False},
+        {"dampen_first_step": True, "zero_gradient_rate": 0.0},
+        {"zero_gradient_rate": 1.0},
+    ],
 }
 
 
@@ -78,12 +89,14 @@ CROSS = {
 def test_settings(path, momentum):
     for combination in itertools.product(*[CROSS[name] for name in CROSS if name != "momentum"]):
         options = {key: value for part in combination for key, value in part.items()}
-        named = network(torch.float64, shapes=((4, 3), (3,), ()))
+        named = network(torch.float64, shapes=((4, 3), (3,), (), (2, 2)))
         optimizer = _optimizer(named, PATHS[path], **momentum, **options)
         # The learning rate changes from step to step, which is where the two forms of momentum differ.
         for step, lr in enumerate([0.5, 0.75, 0.125]):
             optimizer.param_groups[0]["lr"] = lr
             set_gradients(named, step)
+            if step != 1:
+                named[-1][1].grad.zero_()
             checked_step(optimizer)
 
 

@@ -25,8 +25,8 @@ WITHOUT = ((), (0, 2), range(6), ())
 WITHOUT_IN_KERNELS = ((), *WITHOUT)
 
 
-def _kernels(named, path):
-    optimizer, rates = lars(named, path)
+def _kernels(named, path, **settings):
+    optimizer, rates = lars(named, path, **settings)
     optimizer.register_step_post_hook(lambda *_: _assert_kernels(optimizer))
     return optimizer, rates
 
@@ -45,11 +45,11 @@ def _sharded_meshes(spread):
     return len(found)
 
 
-def _equals_one_process(index, dtype, make, path, *, partial=False):
+def _equals_one_process(index, dtype, make, path, *, partial=False, **settings):
     spread = Spread(LAYOUTS[index], dtype, partial=partial)
-    optimizer, rates = make(spread.spread, path)
+    optimizer, rates = make(spread.spread, path, **settings)
     # The readable path is proven against the float64 reference.
-    whole, whole_rates = (hook if make is hook else lars)(spread.whole, "loop")
+    whole, whole_rates = (hook if make is hook else lars)(spread.whole, "loop", **settings)
     for step, without in enumerate(WITHOUT_IN_KERNELS if make is _kernels else WITHOUT):
         spread.set_gradients(step, without)
         whole.step()
@@ -74,6 +74,31 @@ def _every_way(index, thorough):
         if thorough:
             _equals_one_process(index, torch.float32, make, path)
             _equals_one_process(index, torch.float64, make, path, partial=True)
+
+
+# What the published variants set otherwise.
+VARIANTS = [
+    {"norm_of": "decayed", "weight_decay": 0.5},
+    {"norm_of": "decayed", "adapt": None, "decay_excluded": False, "maximize": True},
+    {"norm_of": "update", "lr_in_momentum": False, "dampening": 0.25, "dampen_first_step": True},
+    {"zero_gradient_rate": 0.0, "weight_decay": 0.0, "adapt_without_decay": False},
+]
+
+
+def _every_variant(index):
+    for settings in VARIANTS:
+        after = settings.get("norm_of") == "update"
+        for path in [path for path in LARS_PATHS if not (after and path == "fused")]:
+            _equals_one_process(index, torch.float64, lars, path, **settings)
+    os.environ["TRITON_INTERPRET"] = "1"
+    with np.errstate(all="ignore"):
+        for settings in VARIANTS[:2]:
+            _equals_one_process(index, torch.float64, _kernels, "fused", **settings)
+
+
+@pytest.mark.parametrize(("name", "ranks"), [("two dimensions", 4), ("mixed with plain", 2)])
+def test_the_variants_equal_one_process(name, ranks):
+    on_ranks(ranks, _every_variant, [layout.name for layout in LAYOUTS].index(name))
 
 
 def _by_the_kernels(index):

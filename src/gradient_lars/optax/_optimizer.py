@@ -23,6 +23,9 @@ def lars(
     threshold: Number = 0.01,
     eps: Number = 1e-9,
     lr_in_momentum: bool = True,
+    norm_of: str = "gradient",
+    zero_gradient_rate: Number | None = None,
+    adapt_without_decay: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Momentum SGD whose learning rate is scaled, layer by layer, to the norm of the weights (LARS).
 
@@ -46,6 +49,11 @@ def lars(
         threshold: a layer is adapted only if its weight norm is strictly greater, >= 0.
         eps: added to the denominator, >= 0.
         lr_in_momentum: where the learning rate enters. The two differ whenever it changes.
+        norm_of: what the ratio divides by: "gradient" is the paper's ``eps + ||g|| + weight_decay * ||p||``, "decayed"
+            the ``eps + ||g + weight_decay * p||`` of ``optax.lars``. The state holds the norm taken.
+        zero_gradient_rate: rate of an adapted layer whose gradient (with "decayed": gradient and decay) has the norm
+            zero, >= 0. None is the formula's; with 0 the layer has no decay then.
+        adapt_without_decay: False adapts nothing if `weight_decay` is the number 0, as timm and bolts do.
 
     Masks for both are what most recipes use: biases and normalisation layers are neither adapted nor decayed.
     ``optax.inject_hyperparams(lars, static_args=("weight_decay_mask", "trust_ratio_mask"))`` makes the numbers part of
@@ -73,18 +81,22 @@ def lars(
         >>> print(optax.tree_utils.tree_get(state, "rate")["kernel"])
         1e-04
 
-    Where it differs from ``optax.lars``: the ratio's denominator (``g_norm + weight_decay * p_norm`` instead of the
-    norm of the sum), the threshold, the rates in the state, and settings by name only. The momentum is the same
-    ``optax.TraceState``.
+    Where it differs from ``optax.lars``: the ratio's denominator unless `norm_of` is "decayed", the threshold, the
+    rates in the state, and settings by name only. The momentum is the same ``optax.TraceState``.
 
     References:
         You, Gitman, Ginsburg, "Large Batch Training of Convolutional Networks", arXiv 1708.03888.
     """
     check(momentum=momentum, weight_decay=weight_decay, trust_coefficient=trust_coefficient)
     check(threshold=threshold, eps=eps)
+    if zero_gradient_rate is not None:
+        check(zero_gradient_rate=zero_gradient_rate)
+    if norm_of not in ("gradient", "decayed"):
+        raise ValueError(f"`norm_of` must be 'gradient' or 'decayed', got {norm_of!r}. 'gradient' is the paper's.")
     if not callable(learning_rate):
         check(learning_rate=learning_rate)
-    for name, switch in (("nesterov", nesterov), ("lr_in_momentum", lr_in_momentum)):
+    switches = {"nesterov": nesterov, "lr_in_momentum": lr_in_momentum, "adapt_without_decay": adapt_without_decay}
+    for name, switch in switches.items():
         if not isinstance(switch, bool):
             raise TypeError(f"`{name}` must be True or False, got {switch!r}.")
     if nesterov and is_zero(momentum):
@@ -94,7 +106,9 @@ def lars(
         weight_decay=weight_decay,
         eps=eps,
         trust_coefficient=trust_coefficient,
-        adapted=trust_ratio_mask,
+        zero_gradient_rate=zero_gradient_rate,
+        norm_of=norm_of,
+        adapted=trust_ratio_mask if adapt_without_decay or not is_zero(weight_decay) else False,
         decayed=weight_decay_mask,
     )
     steps = [_scale_by_learning_rate(learning_rate)]

@@ -22,7 +22,7 @@ class ScaleByGradientLARSState(NamedTuple):
 
     Attributes:
         p_norm: Euclidean norm of each layer's weights.
-        g_norm: Euclidean norm of each layer's raw update, before any decay.
+        g_norm: Euclidean norm of each layer's raw update, before any decay; with ``norm_of="decayed"`` after it.
         rate: factor by which ``g + weight_decay * p`` was multiplied; 1 for a layer that was not adapted.
     """
 
@@ -31,7 +31,7 @@ class ScaleByGradientLARSState(NamedTuple):
     rate: PyTree
 
 
-def rescale(*, adapted: Mask = None, decayed: Mask = None, **settings: Number) -> Any:
+def rescale(*, adapted: Mask = None, decayed: Mask = None, **settings: Any) -> Any:
     """Return the transformation that rescales all layers; the masks say which are adapted and which decay."""
 
     def init(params: PyTree) -> ScaleByGradientLARSState:
@@ -72,26 +72,31 @@ def _layer(
     weight_decay: Number,
     eps: Number,
     trust_coefficient: Number = 1.0,
+    zero_gradient_rate: Number | None = None,
+    norm_of: str = "gradient",
 ) -> tuple[jax.Array, ...]:
     """Return the update of one layer, and its weight norm, gradient norm and rate."""
     p_norm, g_norm = _norm(p), _norm(g)
     # A setting that is an array would change the type of what it meets; all are brought to the norms' own.
     wide = jnp.promote_types(p_norm.dtype, g_norm.dtype)
     decay = jnp.asarray(weight_decay if decayed else 0.0, wide)
+    scaled = _widened(g)
+    if decayed and not is_zero(weight_decay):
+        scaled = scaled + decay * _widened(p)
+    if norm_of == "decayed":
+        g_norm = _norm(scaled)
     rate = jnp.ones((), wide)
     if adapted:
         rate = _formula.rate(
             p_norm,
             g_norm,
             threshold=jnp.asarray(threshold, p_norm.dtype),
-            weight_decay=decay,
+            weight_decay=jnp.zeros((), wide) if norm_of == "decayed" else decay,
             eps=jnp.asarray(eps, wide),
             trust_coefficient=jnp.asarray(trust_coefficient, wide),
+            zero_gradient_rate=None if zero_gradient_rate is None else jnp.asarray(zero_gradient_rate, wide),
             where=jnp.where,
         )
-    scaled = _widened(g)
-    if decayed and not is_zero(weight_decay):
-        scaled = scaled + decay * _widened(p)
     figures = (figure.astype(p_norm.dtype) for figure in (p_norm, g_norm, rate))
     return ((rate * scaled).astype(g.dtype), *figures)
 

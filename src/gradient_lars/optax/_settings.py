@@ -17,6 +17,7 @@ _RANGES: dict[str, tuple[float, bool, str]] = {
     "trust_coefficient": (0.0, False, "It is the paper's eta, 0.001; 1 leaves the scale to the learning rate."),
     "threshold": (0.0, True, "0 adapts every layer that is not zero, math.inf none."),
     "eps": (0.0, True, "1e-9 is the default."),
+    "zero_gradient_rate": (0.0, True, "None leaves it to the formula."),
 }
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gradient_lars.torch import _foreach, _fused_hook, _lars, _lars_cpu, _lars_cpu_plan, _loop
-from gradient_lars.torch._lars import LarsLayer
+from gradient_lars.torch._lars_bucket import LarsLayer
 from gradient_lars.torch._layers import Layer, LossScale, named_parameters
 from gradient_lars.torch._sharding import Sharding
 from gradient_lars.torch.rates import LayerRates, Norms
@@ -174,6 +174,8 @@ def _why_not_triton(layers: list[LarsLayer]) -> str | None:
     if refusal:
         return refusal
     for layer in layers:
+        if layer.group["norm_of"] == "update":
+            return "`norm_of` is 'update', which no kernel has"
         for tensor in (layer.param, layer.grad, layer.momentum, layer.master):
             if tensor is not None and tensor.dtype not in _TRITON_TYPES:
                 return f"{layer.name!r} has a tensor of {tensor.dtype}"
@@ -189,7 +191,7 @@ def _why_not_fused(layers: list[LarsLayer]) -> str | None:
             return f"it has no kernels for {layer.param.device.type!r}"
         if not _lars_cpu.supported(layer):
             return (
-                "on the CPU it takes float32 or float64 throughout, without `nesterov` and `master_weights`, and "
-                f"{layer.name!r} is otherwise"
+                "on the CPU it takes float32 or float64 throughout, without `nesterov`, `master_weights` and "
+                f"`norm_of='update'`, and {layer.name!r} is otherwise"
             )
     return None

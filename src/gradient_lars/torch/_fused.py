@@ -20,9 +20,10 @@ from gradient_lars.torch._fused_gradients import Gradients
 from gradient_lars.torch._fused_launch import current, is_capturing
 from gradient_lars.torch._fused_layer import FusedLayer
 from gradient_lars.torch._fused_rates import FusedRates
-from gradient_lars.torch._fused_tables import ADAPTED, COPY, GROUP_SHIFT, lr_on, settings_row
+from gradient_lars.torch._fused_tables import COPY, flags_of, lr_on, settings_row
 from gradient_lars.torch._fused_versions import Versions
-from gradient_lars.torch._lars import LarsLayer
+from gradient_lars.torch._lars_bucket import LarsLayer
+from gradient_lars.torch._lars_layers import is_adapted
 from gradient_lars.torch._layers import LossScale
 from gradient_lars.torch._sharding import Sharding, gradient_like, is_dtensor, local
 from gradient_lars.torch.rates import LayerRates
@@ -32,11 +33,11 @@ _STRIDE: Any = Tensor.stride
 _IS_CONTIGUOUS: Any = Tensor.is_contiguous
 _SETTINGS = itemgetter(
     "momentum", "dampening", "weight_decay", "nesterov", "trust_coefficient", "threshold", "eps", "adapt",
-    "lr_in_momentum", "trust_clip", "min_rate", "max_rate", "maximize", "differentiable", "foreach", "fused",
-    "capturable",
+    "lr_in_momentum", "trust_clip", "min_rate", "max_rate", "norm_of", "zero_gradient_rate", "adapt_without_decay",
+    "decay_excluded", "dampen_first_step", "maximize", "differentiable", "foreach", "fused", "capturable",
 )  # fmt: skip
 # Of these, a change makes other kernels or another path necessary.
-_STRUCTURE = itemgetter("differentiable", "foreach", "fused")
+_STRUCTURE = itemgetter("differentiable", "foreach", "fused", "norm_of")
 
 
 class SkipCount(Protocol):
@@ -214,7 +215,7 @@ class Fused:
             key = _SETTINGS(group), (lr.data_ptr(), lr.dtype, lr.device) if isinstance(lr, Tensor) else lr
             if key == self._keys[i] and not self._lr_copied[i]:
                 continue
-            changed |= key != self._keys[i]
+            changed |= self._keys[i] is None or key[0] != self._keys[i][0]
             self._keys[i] = key
             here = [lr_on(lr, bucket.device) for bucket in self._buckets]
             for bucket, value in zip(self._buckets, here, strict=True):
@@ -229,11 +230,11 @@ class Fused:
         """Enter which layers are adapted, and to which group each belongs."""
         flags, thresholds = [], []
         for layer in self._layers:
-            group = self._groups[layer.group_index]
-            adapted = layer.param.dim() >= 2 if group["adapt"] is None else bool(group["adapt"])
+            i = layer.group_index
+            adapted = is_adapted(layer.param, self._groups[i])
             copy = layer.piece is not None and not layer.piece.counted
-            flags.append(layer.group_index << GROUP_SHIFT | (ADAPTED if adapted else 0) | (COPY if copy else 0))
-            thresholds.append(group["threshold"] if adapted else _formula.INFINITY)
+            flags.append(flags_of(self._groups[i], i, adapted=adapted) | (COPY if copy else 0))
+            thresholds.append(self._groups[i]["threshold"] if adapted else _formula.INFINITY)
         self._thresholds = [thresholds[bucket.start : bucket.stop] for bucket in self._buckets]
         for bucket in self._buckets:
             bucket.set_group_flags(flags[bucket.start : bucket.stop])
@@ -243,9 +244,10 @@ class Fused:
         bad: dict[torch.device, Tensor] = self._bad if skip_nonfinite else {}
         for flag in bad.values():
             flag.zero_()
-        for bucket in self._buckets:
+        scaled = [(_on(loss_scale.scale, bucket), _on(loss_scale.found_inf, bucket)) for bucket in self._buckets]
+        for bucket, (scale, _) in zip(self._buckets, scaled, strict=True):
             with current(bucket.device):
-                bucket.norms(bad.get(bucket.device), capturing=capturing)
+                bucket.norms(bad.get(bucket.device), scale, capturing=capturing)
         if self._sharding:
             bad = self._add_up(loss_scale, bad)
         if len(bad) > 1:
@@ -256,12 +258,8 @@ class Fused:
                 other.copy_(first, non_blocking=True)
         skipped = _skip_count(count, self._buckets[0].device) if skip_nonfinite else None
         figures = []
-        for bucket in self._buckets:
+        for bucket, (scale, found_inf) in zip(self._buckets, scaled, strict=True):
             figures.append(torch.empty((3, len(bucket.layers)), dtype=bucket.wide_dtype, device=bucket.device))
-            scale, found_inf = (
-                None if t is None else t.to(bucket.device, non_blocking=True)
-                for t in (loss_scale.scale, loss_scale.found_inf)
-            )
             with current(bucket.device):
                 bucket.update(
                     figures[-1], scale, found_inf, bad.get(bucket.device), skipped, capturing=capturing
@@ -274,9 +272,8 @@ class Fused:
         for rows, absent in zip(self._whole, self._absent, strict=True):
             rows.copy_(absent)
         for bucket in self._buckets:
-            scale = None if loss_scale.scale is None else loss_scale.scale.to(bucket.device, non_blocking=True)
             with current(bucket.device):
-                bucket.totals(scale)
+                bucket.totals(_on(loss_scale.scale, bucket))
         here = self._whole[0].device
         flags = [flag.to(here, non_blocking=True) for flag in bad.values()]
         if loss_scale.found_inf is not None:
@@ -316,6 +313,10 @@ NOT_CAPTURABLE = (
 
 def _options(optimizer: Any) -> tuple[bool, bool, bool | None]:
     return optimizer.skip_nonfinite, optimizer.master_weights, optimizer.carry_norms
+
+
+def _on(tensor: Tensor | None, bucket: Bucket) -> Tensor | None:
+    return None if tensor is None else tensor.to(bucket.device, non_blocking=True)
 
 
 def _elsewhere(lr: Tensor, value: float | Tensor) -> bool:

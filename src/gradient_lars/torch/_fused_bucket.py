@@ -109,13 +109,13 @@ class Bucket:
             self.table.set_column(Column.FLAGS, flags)
             self._entered = flags
 
-    def norms(self, bad: Tensor | None, *, capturing: bool) -> None:
+    def norms(self, bad: Tensor | None, scale: Tensor | None, *, capturing: bool) -> None:
         """Launch the sums; `bad` receives a one if a gradient's norm may not be finite."""
         for tensor, dense in self.staged:
             dense.copy_(tensor)
         self._table = self.table.on_device(capturing=capturing)
         self._kernels.norms[(self.items,)](
-            self._table, self._items, self._p_sums[0], self._g_sums, self.marks, bad, len(self.layers),
+            self._table, self._items, self._p_sums[0], self._g_sums, self.marks, bad, scale, len(self.layers),
             *self._norm_types, **LAUNCH,
         )  # fmt: skip
 

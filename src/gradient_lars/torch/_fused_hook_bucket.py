@@ -117,6 +117,6 @@ def _programs(device: torch.device) -> int:
 def _settings(decay: float, sign: int, threshold: float, eps: float) -> list[int]:
     """Return the row of LARS's settings that makes its rate the hook's."""
     hook = {"weight_decay": decay, "maximize": sign < 0, "threshold": threshold, "eps": eps}
-    neutral = {"trust_coefficient": 1.0, "min_rate": 0.0, "max_rate": _formula.INFINITY}
+    neutral = {"trust_coefficient": 1.0, "min_rate": 0.0, "max_rate": _formula.INFINITY, "zero_gradient_rate": None}
     unused = dict.fromkeys(("momentum", "dampening", "nesterov", "lr_in_momentum", "trust_clip"), False)
     return tables.settings_row({**hook, **neutral, **unused}, 0.0)

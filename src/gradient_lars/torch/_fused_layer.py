@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from gradient_lars.torch._fused_tables import is_dense, same_order
-from gradient_lars.torch._lars import LarsLayer
+from gradient_lars.torch._lars_bucket import LarsLayer
 from gradient_lars.torch._layers import ARRAYS
 from gradient_lars.torch._sharding import Piece, is_dtensor, local
 
@@ -62,7 +62,7 @@ class FusedLayer:
             place,
             param,
             group_index,
-            layer.fresh,
+            layer.seeded,
             weights,
             counted,
             momentum,

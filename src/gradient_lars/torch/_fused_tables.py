@@ -4,6 +4,7 @@ The table lies on the device. Each column holds one number a layer, the settings
 change from step to step stands together at the end, so that one copy sends it.
 """
 
+import math
 from array import array
 from collections.abc import Iterable, Sequence
 from enum import IntEnum, IntFlag
@@ -42,7 +43,8 @@ class Column(IntEnum):
 
 
 # The bits of FLAGS; above them stands the index of the layer's group. COPY: another rank enters the same piece.
-RECOMPUTE, ADAPTED, COPY, GROUP_SHIFT = 1, 2, 4, 8
+# UNDECAYED: no decay, whatever the group has. DECAYED: the rate divides by the norm of gradient and decay together.
+RECOMPUTE, ADAPTED, COPY, UNDECAYED, DECAYED, GROUP_SHIFT = 1, 2, 4, 8, 16, 8
 
 
 class Mark(IntEnum):
@@ -68,7 +70,8 @@ class Setting(IntEnum):
     EPS = 7
     MIN_RATE = 8
     MAX_RATE = 9
-    SWITCHES = 10
+    ZERO_GRADIENT_RATE = 10
+    SWITCHES = 11
 
 
 class Switch(IntFlag):
@@ -99,6 +102,8 @@ def settings_row(group: dict[str, Any], lr: float | Tensor) -> list[int]:
         float(group["eps"]),
         float(group["min_rate"]),
         float(group["max_rate"]),
+        # None as what equals nothing, not even itself.
+        math.nan if group["zero_gradient_rate"] is None else float(group["zero_gradient_rate"]),
     ]
     row = memoryview(array("d", numbers)).cast("B").cast("q").tolist()
     row[Setting.LR_ADDRESS] = lr.data_ptr() if isinstance(lr, Tensor) else 0
@@ -109,6 +114,18 @@ def settings_row(group: dict[str, Any], lr: float | Tensor) -> list[int]:
     if on_device and isinstance(lr, Tensor) and lr.dtype == torch.float64:
         switches |= Switch.LR_IS_DOUBLE
     return [*row, int(switches)]
+
+
+def flags_of(group: dict[str, Any], index: int, *, adapted: bool) -> int:
+    """Return the bits of a layer of `group`, the one with this index, but for those of pieces and carried sums."""
+    flags = index << GROUP_SHIFT
+    if adapted:
+        flags |= ADAPTED
+    elif not group["decay_excluded"]:
+        return flags | UNDECAYED
+    if group["norm_of"] == "decayed" and group["weight_decay"]:
+        flags |= DECAYED
+    return flags
 
 
 def lr_on(lr: float | Tensor, device: torch.device) -> float | Tensor:

@@ -4,86 +4,18 @@
 what it puts into one bucket and in how it updates it.
 """
 
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from gradient_lars import _formula
-from gradient_lars.torch._layers import ARRAYS, LossScale
+from gradient_lars.torch import _after_momentum
+from gradient_lars.torch._lars_bucket import Bucket, LarsLayer, buckets, scalar_lr
+from gradient_lars.torch._layers import LossScale
 from gradient_lars.torch._norms import norms
-from gradient_lars.torch._sharding import LocalNorms, Piece, Sharding
+from gradient_lars.torch._sharding import LocalNorms, Sharding
 from gradient_lars.torch.rates import Norms
-
-Group = dict[str, Any]
-
-
-def scalar_lr(group: Group) -> float | Tensor:
-    """Return the learning rate, a tensor without dimensions: it then changes neither type nor shape of a product."""
-    lr: float | Tensor = group["lr"]
-    return lr.reshape(()) if isinstance(lr, Tensor) else lr
-
-
-@dataclass(slots=True)
-class LarsLayer:
-    """One parameter with its gradient and state; `fresh` and `fresh_master` say what was made for this step.
-
-    Of a sharded parameter, the tensors are this rank's pieces and `piece` says where these belong.
-    """
-
-    name: str
-    param: Tensor
-    grad: Tensor
-    momentum: Tensor | None
-    master: Tensor | None
-    group: Group
-    adapted: bool
-    fresh: bool
-    piece: Piece | None = None
-    fresh_master: bool = False
-
-    @property
-    def weights(self) -> Tensor:
-        """The weights the step computes with: the float32 master copy if there is one."""
-        return self.param if self.master is None else self.master
-
-    @property
-    def values(self) -> Tensor:
-        """The weights to read: autograd keeps what it has seen, and the step writes to `weights`."""
-        return self.weights.clone() if self.group["differentiable"] else self.weights
-
-    @property
-    def key(self) -> Hashable:
-        """Layers of the same key can be updated together."""
-        types = tuple(None if t is None else t.dtype for t in (self.param, self.grad, self.momentum, self.master))
-        return self.param.device, types, id(self.group), self.adapted, self.fresh
-
-
-@dataclass(slots=True)
-class Bucket:
-    """Layers updated together, and their places among all layers."""
-
-    places: list[int]
-    layers: list[LarsLayer]
-
-    @property
-    def group(self) -> Group:
-        """The settings that the layers share."""
-        return self.layers[0].group
-
-    @property
-    def sign(self) -> int:
-        """-1 where the optimizer maximizes: the gradient is negated, the decay is not."""
-        return -1 if self.group["maximize"] else 1
-
-    @property
-    def wide_dtype(self) -> torch.dtype:
-        """The type the update is computed in: float32 at least."""
-        first = self.layers[0]
-        return torch.promote_types(ARRAYS.wide_dtype(first.weights.dtype), ARRAYS.wide_dtype(first.grad.dtype))
-
 
 # Takes a bucket, its rates, the loss scale, and whether to leave everything as it is.
 Update = Callable[[Bucket, Tensor, LossScale, Tensor | None], None]
@@ -130,18 +62,6 @@ def lars(
     return found, skip
 
 
-def buckets(layers: list[LarsLayer], *, together: bool) -> list[Bucket]:
-    """Return the layers in buckets: one each, or those that can be updated together."""
-    if not together:
-        return [Bucket([i], [layer]) for i, layer in enumerate(layers)]
-    found: dict[Hashable, Bucket] = {}
-    for i, layer in enumerate(layers):
-        bucket = found.setdefault(layer.key, Bucket([], []))
-        bucket.places.append(i)
-        bucket.layers.append(layer)
-    return list(found.values())
-
-
 def figures(bucket: Bucket, loss_scale: LossScale) -> Norms:
     """Return norms and rates of a bucket's layers, which are not sharded."""
     return _figures(bucket, *_norms(bucket, loss_scale))
@@ -149,7 +69,27 @@ def figures(bucket: Bucket, loss_scale: LossScale) -> Norms:
 
 def _norms(bucket: Bucket, loss_scale: LossScale) -> tuple[Tensor, Tensor]:
     p_norm = norms([layer.values for layer in bucket.layers])
-    return p_norm, loss_scale.unscaled(norms([layer.grad for layer in bucket.layers]))
+    if bucket.after_momentum:
+        return p_norm, norms(_after_momentum.directions(bucket, loss_scale))
+    grads = [layer.grad for layer in bucket.layers]
+    if bucket.layers[0].decayed:
+        values = [layer.values.to(bucket.wide_dtype) for layer in bucket.layers]
+        grads = _with_decay(bucket, values, loss_scale)
+    return p_norm, loss_scale.unscaled(norms(grads))
+
+
+def _with_decay(bucket: Bucket, values: list[Tensor], loss_scale: LossScale) -> list[Tensor]:
+    """Return gradients plus decay, still times the loss scale and, where the optimizer maximizes, times -1."""
+    step = [layer.grad.to(bucket.wide_dtype, copy=True) for layer in bucket.layers]
+    decay = bucket.sign * bucket.layers[0].weight_decay
+    if not decay:
+        return step
+    if loss_scale.scale is None:
+        torch._foreach_add_(step, values, alpha=decay)
+    else:
+        scale = loss_scale.scale.to(step[0].device, non_blocking=True)
+        torch._foreach_add_(step, torch._foreach_mul(values, decay * scale))
+    return step
 
 
 def _figures(bucket: Bucket, p_norm: Tensor, g_norm: Tensor) -> Norms:
@@ -160,12 +100,13 @@ def _figures(bucket: Bucket, p_norm: Tensor, g_norm: Tensor) -> Norms:
         p_norm,
         g_norm,
         threshold=threshold,
-        weight_decay=group["weight_decay"],
+        weight_decay=bucket.layers[0].weight_decay if group["norm_of"] == "gradient" else 0.0,
         eps=group["eps"],
         trust_coefficient=group["trust_coefficient"],
         clip_lr=scalar_lr(group) if group["trust_clip"] else None,
         min_rate=group["min_rate"],
         max_rate=group["max_rate"],
+        zero_gradient_rate=group["zero_gradient_rate"],
         where=torch.where,
     )
     return Norms(bucket.places, p_norm, g_norm, rate, threshold)
@@ -189,6 +130,9 @@ def _skip(g_norms: list[Tensor], loss_scale: LossScale, *, skip_nonfinite: bool)
 
 def single_tensor_update(bucket: Bucket, rate: Tensor, loss_scale: LossScale, skip: Tensor | None) -> None:
     """Update one layer, written as the formula reads; the other paths are proven equal to it."""
+    if bucket.after_momentum:
+        _after_momentum.update(bucket, rate, loss_scale, skip)
+        return
     group, (layer,) = bucket.group, bucket.layers
     lr, m = scalar_lr(group), group["momentum"]
     lr_inside, lr_outside = (lr, 1.0) if group["lr_in_momentum"] else (1.0, lr)
@@ -196,10 +140,10 @@ def single_tensor_update(bucket: Bucket, rate: Tensor, loss_scale: LossScale, sk
     if loss_scale.scale is not None:
         g = g / loss_scale.scale.to(g.device, non_blocking=True)
 
-    step = lr_inside * rate.reshape(()) * (bucket.sign * g + group["weight_decay"] * w)
+    step = lr_inside * rate.reshape(()) * (bucket.sign * g + layer.weight_decay * w)
     velocity = step
     if layer.momentum is not None:
-        if not layer.fresh:
+        if not layer.seeded:
             velocity = m * layer.momentum.to(bucket.wide_dtype) + (1 - group["dampening"]) * step
         step = step + m * velocity if group["nesterov"] else velocity
     new = w - lr_outside * step
@@ -213,28 +157,25 @@ def single_tensor_update(bucket: Bucket, rate: Tensor, loss_scale: LossScale, sk
 
 def multi_tensor_update(bucket: Bucket, rate: Tensor, loss_scale: LossScale, skip: Tensor | None) -> None:
     """Update the layers of a bucket together, with PyTorch's multi-tensor operations."""
+    if bucket.after_momentum:
+        _after_momentum.update(bucket, rate, loss_scale, skip)
+        return
     group, layers, dtype = bucket.group, bucket.layers, bucket.wide_dtype
     lr, m = scalar_lr(group), group["momentum"]
     lr_inside, lr_outside = (lr, None) if group["lr_in_momentum"] else (1.0, lr)
     w = [layer.weights.to(dtype) for layer in layers]
     factor = bucket.sign * lr_inside * rate
-    decay = bucket.sign * group["weight_decay"]
     if loss_scale.scale is not None:
-        scale = loss_scale.scale.to(rate.device, non_blocking=True)
-        factor, decay = factor / scale, decay * scale
+        factor = factor / loss_scale.scale.to(rate.device, non_blocking=True)
 
     # Factoring the sign and the scale out of the bracket, step = factor * (g + decay * w).
-    step = [layer.grad.to(dtype, copy=True) for layer in layers]
-    if isinstance(decay, Tensor):
-        torch._foreach_add_(step, torch._foreach_mul(w, decay))
-    elif decay:
-        torch._foreach_add_(step, w, alpha=decay)
+    step = _with_decay(bucket, w, loss_scale)
     torch._foreach_mul_(step, list(factor.unbind()))
 
     velocity = step
     momenta = [layer.momentum for layer in layers if layer.momentum is not None]
     if momenta:
-        if not layers[0].fresh:
+        if not layers[0].seeded:
             # A copy costs as much as the arithmetic: in place where nothing can take the step back.
             copy = skip is not None
             velocity = [momentum.to(dtype, copy=copy) for momentum in momenta]

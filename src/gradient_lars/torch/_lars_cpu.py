@@ -9,6 +9,7 @@ right after its norms, while it is in the cache if it fits there. Measured again
 import ctypes
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ from torch import Tensor
 
 from gradient_lars import _formula
 from gradient_lars.torch import _lars
-from gradient_lars.torch._lars import Bucket, LarsLayer, multi_tensor_update
+from gradient_lars.torch._lars import multi_tensor_update
+from gradient_lars.torch._lars_bucket import Bucket, LarsLayer, buckets
 from gradient_lars.torch._layers import ARRAYS, LossScale
 from gradient_lars.torch._sharding import Sharding
 from gradient_lars.torch.rates import Norms
@@ -28,6 +30,8 @@ LEAST_GAIN = {torch.float32: 1e-8, torch.float64: 1e-3}
 LEAST_BLOCK, GREATEST_BLOCK = 512, 8192
 # From this size on.
 BLOCKS_FROM = 1 << 14
+# Gradient and decay are added up so many entries at a time, in memory that stays in the cache.
+SUMS_AT_A_TIME = 1 << 16
 
 _IS_NEG: Any = Tensor.is_neg
 
@@ -54,7 +58,7 @@ def lars(
             layers, loss_scale, update=update, together=True, skip_nonfinite=skip_nonfinite, sharding=sharding
         )
     figures = []
-    for bucket in _lars.buckets(layers, together=True):
+    for bucket in buckets(layers, together=True):
         if supported(bucket.layers[0]):
             figures.append(_norms_and_updates(bucket))
         else:
@@ -67,9 +71,13 @@ def _norms_and_updates(bucket: Bucket) -> Norms:
     dtype = bucket.layers[0].param.dtype
     settings = rate_settings(bucket.layers[0])
     columns: list[tuple[float, float, float]] = []
-    known = _small_norms(bucket.layers)
+    decayed = bucket.layers[0].decayed
+    known = {} if decayed else _small_norms(bucket.layers)
     for i, layer in enumerate(bucket.layers):
-        p_norm, g_norm = known.get(i) or (_norm(layer.param), _norm(layer.grad))
+        if decayed:
+            p_norm, g_norm = _norm(layer.param), decayed_norm(layer, layer.grad)
+        else:
+            p_norm, g_norm = known.get(i) or (_norm(layer.param), _norm(layer.grad))
         rate = _formula.rate(p_norm, g_norm, **settings)
         columns.append((p_norm, g_norm, rate))
         _update_layer(layer, rate)
@@ -77,16 +85,17 @@ def _norms_and_updates(bucket: Bucket) -> Norms:
     return Norms(bucket.places, p_norms, g_norms, rates, settings["threshold"])
 
 
-def rate_settings(layer: LarsLayer) -> dict[str, float]:
+def rate_settings(layer: LarsLayer) -> dict[str, Any]:
     """Return what `_formula.rate` needs beside the norms; a layer that is not adapted has an infinite threshold."""
     group = layer.group
     return {
         "threshold": _rounded(group["threshold"], layer.param.dtype) if layer.adapted else _formula.INFINITY,
-        "weight_decay": group["weight_decay"],
+        "weight_decay": layer.weight_decay if group["norm_of"] == "gradient" else 0.0,
         "eps": group["eps"],
         "trust_coefficient": group["trust_coefficient"],
         "min_rate": group["min_rate"],
         "max_rate": group["max_rate"],
+        "zero_gradient_rate": group["zero_gradient_rate"],
     }
 
 
@@ -115,6 +124,24 @@ def norm(tensor: Tensor, block: int) -> float:
     return float(torch.linalg.vector_norm(torch.linalg.vector_norm(blocks, dim=1)))
 
 
+def decayed_norm(layer: LarsLayer, grad: Tensor) -> float:
+    """Return the norm of gradient and decay together."""
+    param = layer.param
+    # Where the optimizer maximizes, the gradient is what is turned; the norm of the sum is the same.
+    decay = -layer.weight_decay if layer.group["maximize"] else layer.weight_decay
+    if not (is_dense(param) and same_layout(grad, param) and not param.is_neg()):
+        return float(ARRAYS.norm(torch.add(grad, param, alpha=decay)))
+    flat_grad, flat_param = (tensor.as_strided((tensor.numel(),), (1,)) for tensor in (grad, param))
+    room = torch.empty(min(param.numel(), SUMS_AT_A_TIME), dtype=param.dtype)
+    norms = []
+    for start in range(0, param.numel(), SUMS_AT_A_TIME):
+        length = min(SUMS_AT_A_TIME, param.numel() - start)
+        piece = room[:length]
+        torch.add(flat_grad[start:][:length], flat_param[start:][:length], alpha=decay, out=piece)
+        norms.append(norm(piece, block_length(length)))
+    return math.hypot(*norms)
+
+
 @functools.lru_cache(maxsize=1024)
 def block_length(numel: int) -> int:
     """Return the length of the blocks into which so many numbers can be divided evenly, or 0 if they are not to be."""
@@ -131,7 +158,9 @@ def supported(layer: LarsLayer) -> bool:
     """Return whether the kernel can express the layer's update."""
     dtype, momentum = layer.param.dtype, layer.momentum
     one_type = layer.grad.dtype == dtype and (momentum is None or momentum.dtype == dtype)
-    return one_type and dtype in LEAST_GAIN and layer.master is None and not layer.group["nesterov"]
+    group = layer.group
+    plain = layer.master is None and not group["nesterov"] and group["norm_of"] != "update"
+    return one_type and dtype in LEAST_GAIN and plain
 
 
 def update(bucket: Bucket, rate: Tensor, loss_scale: LossScale, skip: Tensor | None) -> None:
@@ -168,12 +197,12 @@ def update_layer(layer: LarsLayer, grad: Tensor, rate: float) -> None:
     if not gain >= LEAST_GAIN[param.dtype]:
         _update_anyway(dataclasses.replace(layer, grad=grad), rate)
         return
-    keep = 1.0 if layer.fresh else 1.0 - group["dampening"]
+    keep = 1.0 if layer.seeded else 1.0 - group["dampening"]
     torch._fused_sgd_(
         [param],
         [grad],
         [momentum] if momentum is not None else [],
-        weight_decay=group["weight_decay"],
+        weight_decay=layer.weight_decay,
         momentum=group["momentum"],
         lr=lr_outside if momentum is not None else lr * rate,
         dampening=1.0 - keep * gain if momentum is not None else 0.0,

@@ -17,7 +17,7 @@ from torch.nn import Parameter
 
 from gradient_lars import _formula
 from gradient_lars.torch import _lars_cpu, _lars_cpu_small
-from gradient_lars.torch._lars import LarsLayer
+from gradient_lars.torch._lars_bucket import LarsLayer
 from gradient_lars.torch._lars_cpu_small import SmallLayers
 from gradient_lars.torch._layers import LossScale
 from gradient_lars.torch.rates import LayerRates, Norms
@@ -29,7 +29,9 @@ _IS_CONTIGUOUS: Any = Tensor.is_contiguous
 _IS_NEG: Any = Tensor.is_neg
 _DTYPE = attrgetter("dtype")
 # A change of these makes another path or another arrangement of the layers necessary; others are read in each step.
-_STRUCTURE = itemgetter("differentiable", "foreach", "fused", "nesterov", "trust_clip", "adapt")
+_STRUCTURE = itemgetter(
+    "differentiable", "foreach", "fused", "nesterov", "trust_clip", "adapt", "adapt_without_decay", "norm_of"
+)
 
 
 def plan(layers: list[LarsLayer], params: list[Tensor], optimizer: Any) -> "Plan | None":
@@ -105,7 +107,7 @@ class Plan:
         """Do nothing: the layers of a plan have all started, and it skips no step."""
 
     def _read_structure(self) -> list[Any]:
-        return [(_STRUCTURE(group), group["momentum"] == 0) for group in self._groups]
+        return [(_STRUCTURE(group), group["momentum"] == 0, group["weight_decay"] == 0) for group in self._groups]
 
     def _read_forms(self) -> list[list[Any]]:
         tensors = [*self._params, *self._momenta]
@@ -194,7 +196,7 @@ class _Bucket:
     def step(self, grads: list[Any]) -> list[Norms]:
         dtype = self._first.param.dtype
         settings = _lars_cpu.rate_settings(self._first)
-        threshold = settings["threshold"]
+        threshold, decayed = settings["threshold"], self._first.decayed
         figures = []
         for indices, places, small in self._parts:
             p_norms, g_norms = small.norms([grads[i] for i in indices])
@@ -204,7 +206,8 @@ class _Bucket:
         columns: list[tuple[float, float, float]] = []
         for i, layer, block in self._singles:
             grad = grads[i]
-            p_norm, g_norm = _lars_cpu.norm(layer.param, block), _lars_cpu.norm(grad, block)
+            p_norm = _lars_cpu.norm(layer.param, block)
+            g_norm = _lars_cpu.decayed_norm(layer, grad) if decayed else _lars_cpu.norm(grad, block)
             rate = _formula.rate(p_norm, g_norm, **settings)
             columns.append((p_norm, g_norm, rate))
             _lars_cpu.update_layer(layer, grad, rate)

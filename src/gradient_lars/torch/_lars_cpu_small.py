@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradient_lars.torch._lars import LarsLayer
+from gradient_lars.torch._lars_bucket import LarsLayer
 
 # Layers up to this size; of larger ones the copy costs more than the calls.
 SMALL = 1 << 14
@@ -34,7 +34,7 @@ class SmallLayers:
     def __init__(self, layers: list[LarsLayer], scratch: Tensor) -> None:
         self._params = [layer.param for layer in layers]
         self._momenta = [layer.momentum for layer in layers if layer.momentum is not None]
-        self._group = layers[0].group
+        self._first = layers[0]
         rows = [_rows(param) for param in self._params]
         total = sum(rows)
         self._copies = scratch[: 2 * total * ROW].view(2, total, ROW)
@@ -51,9 +51,11 @@ class SmallLayers:
         self._layer_of_both = torch.cat([self._layer_of, self._layer_of + len(layers)])
 
     def norms(self, grads: list[Tensor]) -> Tensor:
-        """Copy weights and gradients, and return their norms: shape (2, layers)."""
+        """Copy weights and gradients, and return their norms: shape (2, layers). With "decayed", decay included."""
         self._copies.zero_()
         torch._foreach_copy_([*self._slots[0], *self._slots[1]], [*self._params, *grads])
+        if self._first.decayed:
+            self._add_decay()
         rows = torch.linalg.vector_norm(self._copies, dim=2)
         # Added up in float64, in which no square of a float32 overflows.
         squares = rows.to(torch.float64, copy=True).square_().view(-1)
@@ -62,12 +64,12 @@ class SmallLayers:
 
     def update(self, rate: Tensor) -> None:
         """Update parameters and momenta by the gradients that `norms` has copied, which are used up."""
-        group = self._group
+        group = self._first.group
         sign = -1.0 if group["maximize"] else 1.0
         lr = float(group["lr"])
         lr_inside, lr_outside = (lr, 1.0) if group["lr_in_momentum"] else (1.0, lr)
-        if group["weight_decay"]:
-            self._gradients.add_(self._weights, alpha=sign * group["weight_decay"])
+        if self._first.weight_decay and not self._first.decayed:
+            self._add_decay()
         factor = (sign * lr_inside) * rate
         self._gradients.mul_(factor.index_select(0, self._layer_of).unsqueeze(1))
         torch._fused_sgd_(
@@ -82,6 +84,10 @@ class SmallLayers:
             maximize=False,
             is_first_step=False,
         )
+
+    def _add_decay(self) -> None:
+        sign = -1.0 if self._first.group["maximize"] else 1.0
+        self._gradients.add_(self._weights, alpha=sign * self._first.weight_decay)
 
 
 def parts(layers: list[Any], sizes: list[int]) -> list[list[Any]]:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradient_lars.torch._lars import Group, LarsLayer
+from gradient_lars.torch._lars_bucket import Group, LarsLayer
 from gradient_lars.torch._layers import ARRAYS
 from gradient_lars.torch._sharding import Sharding, gradient_like, is_dtensor, local
 
@@ -32,7 +32,7 @@ def layers_of(named: Sequence[Named], sharding: Sharding, states: States, *, mas
     for group, name, param, grad in found:
         if grad is None:
             continue
-        adapted = param.dim() >= 2 if group["adapt"] is None else bool(group["adapt"])
+        adapted = is_adapted(param, group)
         master, fresh_master = _master(param, states) if master_weights else (None, False)
         momentum, fresh = _momentum(param, group, states)
         piece = sharding.piece(param)
@@ -46,6 +46,13 @@ def layers_of(named: Sequence[Named], sharding: Sharding, states: States, *, mas
             master = None if master is None else torch.view_as_real(master)
         layers.append(LarsLayer(name, param, grad, momentum, master, group, adapted, fresh, piece, fresh_master))
     return layers
+
+
+def is_adapted(param: Tensor, group: Group) -> bool:
+    """Return whether a layer of this group is adapted, should its weights' norm be above the threshold."""
+    if group["weight_decay"] == 0 and not group["adapt_without_decay"]:
+        return False
+    return param.dim() >= 2 if group["adapt"] is None else bool(group["adapt"])
 
 
 def _checked(group: Group, name: str, param: Tensor) -> Tensor | None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from gradient_lars.torch._lars import scalar_lr
+from gradient_lars.torch._lars_bucket import scalar_lr
 from gradient_lars.torch._layers import ARRAYS
 
 

@@ -17,24 +17,41 @@ _RANGES: dict[str, tuple[float, bool, float, str]] = {
     "eps": (0.0, True, math.inf, "1e-9 is the default."),
     "min_rate": (0.0, True, math.inf, "0 means no bound."),
     "max_rate": (0.0, False, math.inf, "math.inf means no bound."),
+    "zero_gradient_rate": (0.0, True, math.inf, "None leaves it to the formula."),
 }
-_SWITCHES = ("nesterov", "lr_in_momentum", "trust_clip", "maximize", "capturable", "differentiable")
+# Numbers that may be None, and names to choose from.
+_OPTIONAL = ("zero_gradient_rate",)
+_NAMED = {"norm_of": ("gradient", "decayed", "update")}
+_SWITCHES = (
+    "nesterov",
+    "lr_in_momentum",
+    "trust_clip",
+    "dampen_first_step",
+    "adapt_without_decay",
+    "decay_excluded",
+    "maximize",
+    "capturable",
+    "differentiable",
+)
 _CHOICES = ("adapt", "foreach", "fused")
+_ALL = (*_RANGES, *_NAMED, *_SWITCHES, *_CHOICES)
 _WHOLE = ("skip_nonfinite", "master_weights", "carry_norms", "differentiable")
 
 
 def check_group(group: dict[str, Any]) -> None:
     """Raise TypeError or ValueError if a setting of `group` is not of its type or out of its range."""
-    _check_each({name: group[name] for name in (*_RANGES, *_SWITCHES, *_CHOICES)})
+    _check_each({name: group[name] for name in _ALL})
     if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
         raise ValueError("`nesterov` needs a `momentum` above 0 and `dampening` 0. Set them, or leave it out.")
+    if group["norm_of"] == "update" and group["lr_in_momentum"]:
+        raise ValueError("`norm_of` 'update' needs `lr_in_momentum=False`: the rate then acts after the momentum.")
     if not group["min_rate"] < group["max_rate"]:
         raise ValueError(f"`min_rate` must be below `max_rate`, got {group['min_rate']} and {group['max_rate']}.")
 
 
 def check_some(settings: Mapping[str, Any]) -> None:
     """Raise TypeError or ValueError if `settings` holds what no group may have, or a value out of its range."""
-    known = [name for name in (*_RANGES, *_SWITCHES, *_CHOICES) if name not in _WHOLE]
+    known = [name for name in _ALL if name not in _WHOLE]
     for name in settings:
         if name not in known:
             raise ValueError(f"`{name}` is no setting of a group. Known are {', '.join(known)}.")
@@ -66,7 +83,12 @@ def check_whole_optimizer(group: dict[str, Any], whole: dict[str, Any]) -> None:
 def _check_each(settings: Mapping[str, Any]) -> None:
     for name, value in settings.items():
         if name in _RANGES:
-            _check_number(name, value)
+            if value is not None or name not in _OPTIONAL:
+                _check_number(name, value)
+        elif name in _NAMED:
+            if value not in _NAMED[name]:
+                known = " or ".join(map(repr, _NAMED[name]))
+                raise ValueError(f"`{name}` must be {known}, got {value!r}.")
         elif name in _SWITCHES:
             check_switches({name: value})
         elif value is not None and not isinstance(value, bool):

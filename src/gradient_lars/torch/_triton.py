@@ -15,7 +15,9 @@ from gradient_lars.torch._triton_math import (
     TYPES,
     chunk_squares,
     column,
+    decayed_squares,
     extent,
+    layer_decay,
     layer_figures,
     learning_rate,
     loss_scale,
@@ -38,6 +40,7 @@ def norms(
     g_sums_ptr,
     marks_ptr,
     bad_ptr,
+    scale_ptr,
     layers,
     W: tl.constexpr,
     G: tl.constexpr,
@@ -47,9 +50,10 @@ def norms(
     BLOCK: tl.constexpr,
     LAYOUT: tl.constexpr,
 ):
-    """Sum the squares of a chunk's gradient and, unless they are carried, of its weights.
+    """Sum the squares of a chunk's gradient, with its decay where the rate asks for that, and of its weights.
 
-    With `bad_ptr`, one is stored there if a gradient's norm may not be finite.
+    Those of the weights only unless they are carried. `scale_ptr` may be None: no loss scale in the gradients. With
+    `bad_ptr`, one is stored there if a gradient's norm may not be finite.
     """
     i = tl.program_id(0)
     t = tl.load(items_ptr + i)
@@ -60,16 +64,23 @@ def norms(
         if (c == 0) & (tl.load(marks_ptr + layers * const.TAKEN + t) != 0):
             tl.store(marks_ptr + layers * const.STARTED + t, 1)
         start, end, numel = extent(table_ptr, t, c, layers, CHUNK)
-        squares = chunk_squares(grad, start, end, numel, G, WIDE, CHUNK, BLOCK)
+        flags = column(table_ptr, const.FLAGS, t, layers)
+        weights = column(table_ptr, const.WEIGHTS, t, layers)
+        if (flags & const.DECAYED) != 0:
+            row_ptr = settings_of(table_ptr, t, layers)
+            sign = tl.where((tl.load(row_ptr + const.SWITCHES) & const.MAXIMIZE) != 0, -1.0, 1.0).to(WIDE)
+            decay = sign * layer_decay(flags, row_ptr, WIDE) * loss_scale(scale_ptr, WIDE)
+            squares = decayed_squares(grad, weights, decay, start, end, numel, G, W, WIDE, CHUNK, BLOCK)
+        else:
+            squares = chunk_squares(grad, start, end, numel, G, WIDE, CHUNK, BLOCK)
         tl.store(g_sums_ptr + i, squares)
         if bad_ptr is not None:
             chunks = column(table_ptr, const.CHUNKS, t, layers)
             # The whole tensor's sum is finite if it would be with every chunk as large as this one.
             if (squares * chunks.to(WIDE) < const.INFINITY) == 0:
                 tl.store(bad_ptr, 1)
-        recompute = (column(table_ptr, const.FLAGS, t, layers) & const.RECOMPUTE) != 0
+        recompute = (flags & const.RECOMPUTE) != 0
         if CARRY == 0 or recompute:
-            weights = column(table_ptr, const.WEIGHTS, t, layers)
             tl.store(p_sums_ptr + i, chunk_squares(weights, start, end, numel, W, WIDE, CHUNK, BLOCK))
 
 
@@ -129,7 +140,7 @@ def _update_chunk(
     factor = tl.where(inside, lr * rate, rate)
     lr_outside = tl.where(inside, 1.0, lr)
     gain = tl.where((switches & const.MAXIMIZE) != 0, -1.0, 1.0).to(WIDE) / scale
-    decay = setting(row_ptr, const.DECAY, WIDE)
+    decay = layer_decay(column(table_ptr, const.FLAGS, t, layers), row_ptr, WIDE)
     momentum = setting(row_ptr, const.MOMENTUM_FACTOR, WIDE)
     keep = tl.where(fresh, 1.0, setting(row_ptr, const.KEEP, WIDE))
     nesterov = (switches & const.NESTEROV) != 0

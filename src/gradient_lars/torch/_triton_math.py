@@ -88,6 +88,41 @@ def chunk_squares(
 
 
 @triton.jit
+def decayed_squares(
+    grad,
+    weights,
+    decay,
+    start,
+    end,
+    numel,
+    G: tl.constexpr,
+    W: tl.constexpr,
+    WIDE: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Return the sum of the squares of gradient plus `decay` times weights, entries from `start` up to `end`."""
+    grad_ptr, weights_ptr = grad.to(tl.pointer_type(G)), weights.to(tl.pointer_type(W))
+    lanes = tl.arange(0, BLOCK)
+    total = tl.zeros((BLOCK,), WIDE)
+    if ((grad | weights) % 16 == 0) & (end <= numel):
+        aligned_g, aligned_w = tl.multiple_of(grad_ptr, 16), tl.multiple_of(weights_ptr, 16)
+        for base in range(start, end, CHUNK):
+            for k in tl.static_range(0, CHUNK, BLOCK):
+                offsets = (base + k) + lanes
+                value = wide(tl.load(aligned_g + offsets, eviction_policy="evict_last"), WIDE)
+                value += decay * wide(tl.load(aligned_w + offsets, eviction_policy="evict_last"), WIDE)
+                total += value * value
+    else:
+        for base in range(start, tl.minimum(end, numel), BLOCK):
+            offsets = base + lanes
+            value = wide(tl.load(grad_ptr + offsets, mask=offsets < numel, other=0.0), WIDE)
+            value += decay * wide(tl.load(weights_ptr + offsets, mask=offsets < numel, other=0.0), WIDE)
+            total += value * value
+    return tl.sum(total)
+
+
+@triton.jit
 def total(sums_ptr, chunks, WIDE: tl.constexpr, REDUCE: tl.constexpr):
     """Return the sum of a tensor's `chunks` sums."""
     lanes = tl.arange(0, REDUCE)
@@ -126,18 +161,27 @@ def learning_rate(row_ptr, switches, WIDE: tl.constexpr):
 
 
 @triton.jit
-def layer_rate(p_norm, g_norm, lr, adapted, row_ptr, switches, WIDE: tl.constexpr):
+def layer_decay(flags, row_ptr, WIDE: tl.constexpr):
+    """Return the layer's own decay: 0 if it is excluded and its group says that these have none."""
+    return tl.where((flags & const.UNDECAYED) != 0, 0.0, setting(row_ptr, const.DECAY, WIDE)).to(WIDE)
+
+
+@triton.jit
+def layer_rate(p_norm, g_norm, lr, flags, row_ptr, switches, WIDE: tl.constexpr):
     """Return ``_formula.rate`` of the two norms, with the settings of the layer's group."""
-    decay = setting(row_ptr, const.DECAY, WIDE)
+    decay = tl.where((flags & const.DECAYED) != 0, 0.0, layer_decay(flags, row_ptr, WIDE)).to(WIDE)
     denominator = setting(row_ptr, const.EPS, WIDE) + g_norm + decay * p_norm
-    scaled = adapted & (p_norm > setting(row_ptr, const.THRESHOLD, WIDE)) & (denominator != 0.0)
+    above = ((flags & const.ADAPTED) != 0) & (p_norm > setting(row_ptr, const.THRESHOLD, WIDE))
+    scaled = above & (denominator != 0.0)
     ratio = p_norm / tl.where(scaled, denominator, 1.0)
     ratio = setting(row_ptr, const.TRUST, WIDE) * ratio
     ratio = tl.where((switches & const.CLIP) != 0, tl.where(ratio >= lr, 1.0, ratio / lr), ratio)
     least, most = setting(row_ptr, const.MIN, WIDE), setting(row_ptr, const.MAX, WIDE)
     ratio = tl.where(ratio < least, least, ratio)
     ratio = tl.where(ratio > most, most, ratio)
-    return tl.where(scaled, ratio, 1.0)
+    rate = tl.where(scaled, ratio, 1.0)
+    without_gradient = setting(row_ptr, const.ZERO_RATE, WIDE)
+    return tl.where(above & (g_norm == 0.0) & (without_gradient == without_gradient), without_gradient, rate)
 
 
 @triton.jit
@@ -177,9 +221,8 @@ def layer_figures(
     REDUCE: tl.constexpr,
 ):
     """Return the rate of layer `t`, whose sums begin at `first`; its first chunk also writes norms and rate."""
-    adapted = (column(table_ptr, const.FLAGS, t, layers) & const.ADAPTED) != 0
     p_norm, g_norm = layer_norms(table_ptr, p_sums_ptr, g_sums_ptr, t, first, scale, layers, WIDE, SHARDED, REDUCE)
-    rate = layer_rate(p_norm, g_norm, lr, adapted, row_ptr, switches, WIDE)
+    rate = layer_rate(p_norm, g_norm, lr, column(table_ptr, const.FLAGS, t, layers), row_ptr, switches, WIDE)
     if is_first:
         tl.store(figures_ptr + t, p_norm)
         tl.store(figures_ptr + layers + t, g_norm)

@@ -3,15 +3,15 @@
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from gradient_lars.torch import _dispatch, _lars_state
+from gradient_lars.torch import _dispatch, _from_peer, _lars_state
 from gradient_lars.torch._flattened import MadeWith
-from gradient_lars.torch._lars import LarsLayer
+from gradient_lars.torch._lars_bucket import LarsLayer
 from gradient_lars.torch._lars_layers import layers_of
 from gradient_lars.torch._layers import LossScale, check_parameter, named_parameters
 from gradient_lars.torch._settings import check_group, check_switches, check_whole_optimizer
@@ -46,8 +46,9 @@ class LARS(torch.optim.Optimizer):
         v   <- momentum * v + (1 - dampening) * lr * d;  p <- p - v         with lr_in_momentum=True, as in the paper
         v   <- momentum * v + (1 - dampening) * d;       p <- p - lr * v    with lr_in_momentum=False, as in SGD
 
-    The first step has no dampening, as in ``torch.optim.SGD``. With `nesterov` the step looks ahead as it does there.
-    ``p.grad`` is left untouched. With ``trust_coefficient=1`` this is `GradientLARS` on ``torch.optim.SGD``.
+    The first step has no dampening, as in ``torch.optim.SGD`` (see `dampen_first_step`). With `nesterov` the step looks
+    ahead as it does there. ``p.grad`` is left untouched. With ``trust_coefficient=1`` this is `GradientLARS` on
+    ``torch.optim.SGD``. `gradient_lars.presets` has the settings of the published variants.
 
     Args:
         params: parameters, named parameters or groups; every setting but `skip_nonfinite`, `master_weights`,
@@ -67,6 +68,18 @@ class LARS(torch.optim.Optimizer):
             smaller of the rate and lr.
         min_rate: least rate of an adapted layer, >= 0.
         max_rate: greatest rate of an adapted layer, above `min_rate`.
+        norm_of: what the ratio divides by. "gradient" is the paper's ``eps + ||g|| + weight_decay * ||p||``, "decayed"
+            the ``eps + ||g + weight_decay * p||`` of SimCLR, Barlow Twins, VICReg, BYOL and optax. "update" is the norm
+            after the momentum, ``v <- momentum * v + g + weight_decay * p; p <- p - lr * rate * v``, as in SimCLR's
+            optimizer with ``classic_momentum=False``: it needs ``lr_in_momentum=False``, and no fused path has it.
+            `rates` shows the norm taken.
+        zero_gradient_rate: rate of an adapted layer whose gradient (with "decayed": gradient and decay) has the norm
+            zero, >= 0. None is the formula's, 1 that of torchlars, timm and open-lars; with 0 the decay is left out as
+            well, as in LARC and bolts.
+        adapt_without_decay: whether a group without weight decay is adapted. False is what timm and bolts do:
+            ``weight_decay=0`` makes it plain SGD.
+        decay_excluded: whether layers that `adapt` excludes keep their decay.
+        dampen_first_step: whether `dampening` acts in the first step too, in which the momentum then begins at zero.
         skip_nonfinite: a step in which any gradient has an infinity or a NaN changes nothing. Decided on the device;
             `skipped_steps` counts them.
         master_weights: keep a float32 copy of float16 and bfloat16 parameters in the state and step that one.
@@ -125,6 +138,11 @@ class LARS(torch.optim.Optimizer):
         trust_clip: bool = False,
         min_rate: float = 0.0,
         max_rate: float = math.inf,
+        norm_of: Literal["gradient", "decayed", "update"] = "gradient",
+        zero_gradient_rate: float | None = None,
+        adapt_without_decay: bool = True,
+        decay_excluded: bool = True,
+        dampen_first_step: bool = False,
         skip_nonfinite: bool = False,
         master_weights: bool = False,
         carry_norms: bool | None = None,
@@ -148,6 +166,11 @@ class LARS(torch.optim.Optimizer):
             "trust_clip": trust_clip,
             "min_rate": min_rate,
             "max_rate": max_rate,
+            "norm_of": norm_of,
+            "zero_gradient_rate": zero_gradient_rate,
+            "adapt_without_decay": adapt_without_decay,
+            "decay_excluded": decay_excluded,
+            "dampen_first_step": dampen_first_step,
             "foreach": foreach,
             "fused": fused,
             "capturable": capturable,
@@ -165,6 +188,41 @@ class LARS(torch.optim.Optimizer):
         # GradScaler then leaves the scale in the gradients and hands it over: no path waits for the host.
         self._step_supports_amp_scaling = True
         super().__init__(params, defaults)
+
+    @classmethod
+    def from_peer(cls, peer: Any, *, lr_in_momentum: bool | None = None, **options: Any) -> "LARS":
+        """Return a LARS that goes on where another one is: the same parameters, settings and momentum.
+
+        Its next step is the one that `peer` would have taken, but for rounding. Schedules hold on to `peer`: make them
+        anew, or set their `optimizer`. Zero, one and ten steps into training are all the same.
+
+        Args:
+            peer: the LARS of torchlars, apex (LARC), timm, Lightning Bolts, lightly, solo-learn, open-lars,
+                pytorch_optimizer, Barlow Twins or VICReg. It is left as it is, and must not be stepped any more.
+            lr_in_momentum: where `lr` enters from now on; None leaves it where the peer has it. What the momentum holds
+                is converted by each group's present `lr`.
+            options: of `LARS` itself, which no peer has: `fused`, `foreach`, `capturable`, `skip_nonfinite`,
+                `master_weights`, `carry_norms`.
+
+        Raises:
+            TypeError: `peer` is no LARS that is known.
+            ValueError: a setting of its has no counterpart here, or a momentum cannot be converted at an `lr` of 0.
+
+        Example:
+            >>> import torch
+            >>> from open_lars import LARS as Peer
+            >>> from gradient_lars.torch import LARS
+            >>> layer = torch.nn.Parameter(torch.tensor([[3.0, 4.0]]))
+            >>> peer = Peer([layer], lr=10.0, trust_coefficient=0.01)
+            >>> layer.grad = torch.tensor([[300.0, -400.0]])
+            >>> peer.step()
+            >>> optimizer = LARS.from_peer(peer)
+            >>> optimizer.step()
+            >>> layer.data
+            tensor([[2.1203, 5.1730]])
+        """
+        optimizer: LARS = _from_peer.take_over(cls, peer, lr_in_momentum, options)
+        return optimizer
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; its settings are checked as the constructor's are.
@@ -292,7 +350,7 @@ class LARS(torch.optim.Optimizer):
                     self._last.skipped = torch.zeros((), dtype=torch.int64, device=skip.device)
                 self._last.skipped += skip.to(self._last.skipped.device, non_blocking=True)
             # Waits for the device, but only in a first step, and where the answer makes a difference.
-            if skip is not None and any(layer.fresh and layer.group["dampening"] for layer in layers) and bool(skip):
+            if skip is not None and any(layer.seeded and layer.group["dampening"] for layer in layers) and bool(skip):
                 self._forget_fresh(layers)
         if self.defaults["differentiable"]:
             figures = [
