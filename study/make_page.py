@@ -127,7 +127,6 @@ BLOCKS = {
     "digits": lambda: compared("digits"),
     "fashion-mnist-cpu": lambda: compared("fashion-mnist-cpu"),
     "fashion-mnist-cpu-whole-norm": lambda: compared("fashion-mnist-cpu-whole-norm"),
-    "fashion-mnist-cpu-16384": lambda: compared("fashion-mnist-cpu-16384"),
     "variations": variations,
     "halving": halving,
     "failed": failed,

@@ -45,7 +45,6 @@ GROUPS = {
     "cpu": {
         "fashion-mnist-cpu": f"{FASHION_CPU} --micro-batch 256 --batch-sizes 256,2048,8192",
         "fashion-mnist-cpu-whole-norm": f"{FASHION_CPU} --batch-sizes 8192",
-        "fashion-mnist-cpu-16384": f"{FASHION_CPU} --micro-batch 256 --batch-sizes 16384",
     },
     "gpu": {"fashion-mnist-gpu": FASHION_GPU},
 }

@@ -135,7 +135,9 @@ def compare_command(
     augment: Annotated[str, typer.Option(help=_one_of("Random changes of the training images", AUGMENTATIONS))] = PLAIN,
     micro_batch: Annotated[
         int,
-        typer.Option(help="Images at once; gradients and batch statistics are of so many.", show_default="the batch"),
+        typer.Option(
+            help="Images at once, for large batches; batch normalisation sees so many.", show_default="the batch"
+        ),
     ] = 0,
     bf16: Annotated[bool, typer.Option("--bf16", help="Forward and backward in bfloat16 (autocast).")] = False,
     recompute_norm: Annotated[
