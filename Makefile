@@ -1,6 +1,7 @@
 # make demo      train the digits with SGD and with GradientLARS: table, CSV and plot in demo/
 # make test      all tests but the slow ones, with coverage      make test-slow   those
 # make check     format, lint, types, import rules
+# make docs      the documentation, in docs/_build/html; a warning is an error
 # make results   the committed comparison made anew, and README's tables      make clean   remove what these made
 # make study-small   LARS, SGD and Nesterov SGD at large batches, 10 minutes on the CPU (docs/study.md)
 # make study-cpu   the same on Fashion-MNIST, an hour      make study   with a VGG-like network on a CUDA device
@@ -12,7 +13,7 @@ PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check --cons
 
 STUDY ?= build/study
 
-.PHONY: demo test test-slow check results study-small study-cpu study traffic bench bench-gpu clean
+.PHONY: demo test test-slow check docs results study-small study-cpu study traffic bench bench-gpu clean
 
 demo: .venv/.demo
 	.venv/bin/gradient-lars compare --out demo --overwrite
@@ -31,6 +32,9 @@ check: .venv/.test
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 	.venv/bin/python -m pytest -q -p no:cacheprovider tests/core/test_imports.py
+
+docs: .venv/.docs
+	.venv/bin/python -m sphinx -W --keep-going -q docs docs/_build/html
 
 results: .venv/.demo
 	.venv/bin/gradient-lars compare --out benchmarks/results/compare-digits --overwrite
@@ -60,7 +64,7 @@ bench-gpu: .venv/.bench
 	.venv/bin/python benchmarks/make_readme.py
 
 clean:
-	rm -rf .venv demo build dist .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv demo build dist docs/_build .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/bin/python:
@@ -74,9 +78,14 @@ clean:
 	$(PIP) --editable ".[bench]"
 	@touch $@ .venv/.demo
 
+# autodoc imports what it documents.
+.venv/.docs: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) --editable ".[docs,torch,optax]"
+	@touch $@
+
 # Chainer 7.8.1 builds only with a setuptools that still has pkg_resources, outside pip's isolation.
 .venv/.test: pyproject.toml constraints.txt | .venv/bin/python
 	$(PIP) setuptools wheel numpy
 	$(PIP) --editable ".[dev]"
 	$(PIP) --no-build-isolation chainer==7.8.1
-	@touch $@ .venv/.demo
+	@touch $@ .venv/.demo .venv/.docs

@@ -6,6 +6,7 @@ import math
 import sys
 from pathlib import Path
 
+from gradient_lars import presets
 from gradient_lars.cli.bench_results import latest, read_rows
 from gradient_lars.cli.bench_table import figure, lines_of, setting_of, title_of
 from gradient_lars.cli.bench_workloads import WORKLOADS
@@ -15,6 +16,8 @@ from gradient_lars.cli.summary import Cell, conclusion, summarise
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 DISTRIBUTED = ROOT / "docs" / "distributed.md"
+CHOOSE = ROOT / "docs" / "choose.md"
+PERFORMANCE = ROOT / "docs" / "performance.md"
 RESULTS = ROOT / "benchmarks" / "results"
 
 # What the calculation for many ranks assumes of their network.
@@ -71,6 +74,50 @@ def bench() -> str:
 
 def _times(ratio: float | None) -> str:
     return "" if ratio is None else f"{ratio:.2f} x"
+
+
+def bench_full() -> str:
+    """Return the same runs with versions, scatter, and the floor."""
+    blocks = []
+    for name in ("step-cpu.csv", "step-cuda.csv"):
+        path = RESULTS / name
+        for run in latest(read_rows(path)) if path.exists() else []:
+            lines = ["| | step (ms) | p20 | p80 | to fused SGD | to floor |", "|---|---:|---:|---:|---:|---:|"]
+            for line in lines_of(run):
+                step = line.rows["eager"]
+                label = f"{line.label} {line.package.split()[-1]}" if line.package else line.label
+                times = [figure(value) for value in (step.p50, step.p20, step.p80)]
+                ratios = [_times(line.ratio("eager")), _times(line.to_floor("eager"))]
+                lines.append(f"| {' | '.join([label, *times, *ratios])} |")
+            blocks.append("\n".join([f"**{title_of(run)}.** {setting_of(run)}", "", *lines]))
+    return "\n\n".join(blocks)
+
+
+def host() -> str:
+    """Return the table of the host's time of a fused step."""
+    with (RESULTS / "host.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    first, prefix = rows[0], "lars-fused-"
+    kinds = list(dict.fromkeys(row["implementation"].removeprefix(prefix) for row in rows))
+    lines = [f"| tensors | {' | '.join(kinds)} |", "|---:|" + "---:|" * len(kinds)]
+    for tensors in dict.fromkeys(row["tensors"] for row in rows):
+        times = [f"{float(row['p50']):.3g} ms" for row in rows if row["tensors"] == tensors]
+        lines.append(f"| {int(tensors):,} | {' | '.join(times)} |")
+    where = f"{first['device_name']}, {first['threads']} thread, Python {first['python']}, PyTorch {first['torch']}"
+    return "\n".join([f"{where}, medians.", "", *lines])
+
+
+def recipes() -> str:
+    """Return the table of the published recipes among the presets."""
+    lines = ["| preset | lr (gamma) | eta | weight decay | momentum | adapted |", "|---|---|---:|---:|---:|---|"]
+    for name in ("paper", "mlperf_resnet", "simclr", "byol", "barlow_twins", "vicreg", "swav"):
+        preset = presets.named(name)
+        numbers = [
+            f"{preset[setting]:g}".replace("e-0", "e-") for setting in ("trust_coefficient", "weight_decay", "momentum")
+        ]
+        adapted = "all layers" if preset["adapt"] else "not biases, nor norms"
+        lines.append(f"| {' | '.join([f'`{name}`', preset.lr, *numbers, adapted])} |")
+    return "\n".join(lines)
 
 
 def _traffic() -> list[dict[str, str]]:
@@ -133,7 +180,12 @@ def _milliseconds(seconds: float) -> str:
 
 
 BLOCKS = {"compare-digits": compare_digits, "bench": bench}
-PAGES = {README: BLOCKS, DISTRIBUTED: {"traffic": traffic, "at-scale": at_scale}}
+PAGES = {
+    README: BLOCKS,
+    DISTRIBUTED: {"traffic": traffic, "at-scale": at_scale},
+    CHOOSE: {"compare-digits": compare_digits, "recipes": recipes},
+    PERFORMANCE: {"bench-full": bench_full, "host": host},
+}
 
 
 def filled(text: str, page: Path = README) -> str:

@@ -30,7 +30,7 @@ def test_the_source_archive_holds_what_its_tests_and_its_makefile_need(tmp_path)
         path.relative_to(ROOT).as_posix()
         for folder in ("src", "tests", "docs", "examples", "benchmarks", "study")
         for path in (ROOT / folder).rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
+        if path.is_file() and not {"__pycache__", "_build"} & set(path.parts)
     }
     assert expected | {"Makefile", "constraints.txt", "pyproject.toml", "README.md"} <= names
 

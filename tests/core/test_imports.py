@@ -23,6 +23,11 @@ FRAMEWORKS = [
     "matplotlib",
     "sklearn",
     "rich",
+    "lightning",
+    "pytorch_lightning",
+    "transformers",
+    "accelerate",
+    "timm",
 ]
 
 # Modules of kernels, which need Triton.
@@ -39,6 +44,7 @@ RANKS = {
     "optax": 4,
     "presets": 5,
     "monitor": 6,
+    "integrations": 7,
     "cli": 7,
     "__main__": 8,
 }

@@ -79,6 +79,6 @@ def test_a_stale_table_is_noticed(figure):
 
 def test_linked_files_exist():
     targets = [target for target in re.findall(r"\]\(([^)]+)\)", TEXT) if "://" not in target]
-    assert len(targets) == 4
+    assert len(targets) == 3
     for target in targets:
         assert (PAGE.parent / target).exists(), target

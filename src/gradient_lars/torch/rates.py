@@ -54,22 +54,22 @@ class LayerRates:
 
     @property
     def p_norm(self) -> Tensor:
-        """Norm of each layer's weights: float64, on the CPU, shape (layers,)."""
+        """Norm of each layer's weights; float64, on the CPU, shape (layers,)."""
         return self._read()[0]
 
     @property
     def g_norm(self) -> Tensor:
-        """Norm of each layer's raw gradient: float64, on the CPU, shape (layers,)."""
+        """Norm of each layer's raw gradient; float64, on the CPU, shape (layers,)."""
         return self._read()[1]
 
     @property
     def rate(self) -> Tensor:
-        """Factor applied to each layer's gradient: float64, on the CPU, shape (layers,)."""
+        """Factor applied to each layer's gradient; float64, on the CPU, shape (layers,)."""
         return self._read()[2]
 
     @property
     def adapted(self) -> Tensor:
-        """Whether each layer's weight norm was above the threshold: bool, on the CPU, shape (layers,)."""
+        """Whether each layer's weight norm was above the threshold; bool, on the CPU, shape (layers,)."""
         return self._read()[3]
 
     def __len__(self) -> int:
