@@ -32,11 +32,16 @@ python_maximum_signature_line_length = 80
 # needs no network.
 nitpicky = True
 _PACKAGES = "torch|jax|optax|numpy|collections|typing|types|re|pathlib|lightning|chainer"
+_PACKAGES += "|transformers"
 _TYPES = "Any|Callable|Iterable|Iterator|Mapping|Sequence|Literal|Tensor|Self|Predicate|nn.Module"
 nitpick_ignore_regex = [
     ("py:obj", ".*"),  # the default role: most of them are arguments
     ("py:.*", rf"({_PACKAGES})\..*"),
     ("py:.*", _TYPES),
+    (
+        "py:.*",
+        r".*\._attachment\..*",
+    ),  # a protocol: its one method is described with the argument
 ]
 
 html_theme = "furo"

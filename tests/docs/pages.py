@@ -7,8 +7,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-# Pages whose blocks need more than one process: the test that runs them.
-ELSEWHERE = {"distributed.md": "tests/sharded/test_distributed_page.py"}
+# Pages whose blocks need more than one process, or are run section by section: the test that runs them.
+ELSEWHERE = {
+    "distributed.md": "tests/sharded/test_distributed_page.py",
+    "integrations.md": "tests/integrations/test_page.py",
+}
 # Blocks that Sphinx reads, and output.
 NOT_CODE = ("{eval-rst}", "{toctree}", "text")
 

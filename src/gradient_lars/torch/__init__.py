@@ -5,13 +5,14 @@ from gradient_lars.torch._group_table import ParamGroups
 from gradient_lars.torch.hooks import HookHandle, add_hook, remove_hook
 from gradient_lars.torch.optimizer import LARS
 from gradient_lars.torch.param_groups import EXEMPT, param_groups
-from gradient_lars.torch.rates import LayerRates
+from gradient_lars.torch.rates import LayerRate, LayerRates
 from gradient_lars.torch.schedules import scaled_lr, tvlars, warmup_polynomial
 
 __all__ = [
     "EXEMPT",
     "LARS",
     "HookHandle",
+    "LayerRate",
     "LayerRates",
     "ParamGroups",
     "add_hook",
