@@ -3,13 +3,17 @@
 # make check     format, lint, types, import rules
 # make docs      the documentation, in docs/_build/html; a warning is an error
 # make results   the committed comparison made anew, and README's tables      make clean   remove what these made
+# make study-small   LARS, SGD and Nesterov SGD at large batches, 10 minutes on the CPU (docs/study.md)
+# make study-cpu   the same on Fashion-MNIST, an hour      make study   with a VGG-like network on a CUDA device
 # make traffic   what a step sends under FSDP2, 4 processes on the CPU, 2 minutes
 # make bench     time the step beside SGD's and other LARS, CPU, 3 minutes      make bench-gpu   the same on a CUDA device
 
 PYTHON ?= python3.11
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-slow check docs results traffic bench bench-gpu clean
+STUDY ?= build/study
+
+.PHONY: demo test test-slow check docs results study-small study-cpu study traffic bench bench-gpu clean
 
 demo: .venv/.demo
 	.venv/bin/gradient-lars compare --out demo --overwrite
@@ -35,6 +39,16 @@ docs: .venv/.docs
 results: .venv/.demo
 	.venv/bin/gradient-lars compare --out benchmarks/results/compare-digits --overwrite
 	.venv/bin/python benchmarks/make_readme.py
+
+# What the page shows was made with STUDY=study/results, and then study/make_page.py.
+study-small: .venv/.demo
+	OMP_NUM_THREADS=1 .venv/bin/python study/run.py small --out $(STUDY)
+
+study-cpu: .venv/.demo
+	OMP_NUM_THREADS=1 .venv/bin/python study/run.py cpu --out $(STUDY)
+
+study: .venv/.demo
+	.venv/bin/python study/run.py gpu --out $(STUDY)
 
 traffic: .venv/.bench
 	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/traffic.py --out benchmarks/results/traffic.csv

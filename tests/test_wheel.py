@@ -28,7 +28,7 @@ def test_the_source_archive_holds_what_its_tests_and_its_makefile_need(tmp_path)
         names = {name.partition("/")[2] for name in file.getnames()}
     expected = {
         path.relative_to(ROOT).as_posix()
-        for folder in ("src", "tests", "docs", "examples", "benchmarks")
+        for folder in ("src", "tests", "docs", "examples", "benchmarks", "study")
         for path in (ROOT / folder).rglob("*")
         if path.is_file() and not {"__pycache__", "_build"} & set(path.parts)
     }

@@ -14,10 +14,22 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from gradient_lars.cli.cluster import ALONE, joined
-from gradient_lars.cli.training import Batch, Recipe, evaluate, fit
+from gradient_lars.cli.recipe import Recipe
+from gradient_lars.cli.training import Batch, evaluate, fit
 
-# Four processes have parts of 4 images each at batch 16, of 5, 5, 4 and 4 at batch 18.
-CASES = [("sgd", 16, "none"), ("lars", 16, "none"), ("lars", 18, "none"), ("lars", 18, "fsdp2"), ("sgd", 96, "fsdp2")]
+# Four processes have parts of 4 images each at batch 16, of 5, 5, 4 and 4 at batch 18; of the micro-batches 3, 2, 2, 2.
+CASES = [
+    ("sgd", 16, "none"),
+    ("lars", 16, "none"),
+    ("lars", 18, "none"),
+    ("lars", 18, "fsdp2"),
+    ("sgd", 96, "fsdp2"),
+    ("nesterov", 36, "none"),
+    ("lars", 36, "none"),
+    ("lars", 36, "fsdp2"),
+]
+# What every case with a batch of 36 has besides.
+CHOICES = {"micro_batch": 9, "augment": "shift-flip", "label_smoothing": 0.1, "schedule": "cosine", "network": "vgg"}
 
 
 @contextmanager
@@ -37,7 +49,8 @@ def images():
 
 def trained(optimizer, batch_size, cluster=ALONE):
     """Losses, final weights and statistics, what is measured, and the rates of a run, by name."""
-    recipe = Recipe(optimizer, 0.05, batch_size, 2, 3, momentum=0.9, weight_decay=5e-4, threshold=0.01, eps=1e-9)
+    choices = CHOICES if batch_size == 36 else {}
+    recipe = Recipe(optimizer, 0.05, batch_size, 2, 3, 0.9, weight_decay=5e-4, threshold=0.01, eps=1e-9, **choices)
     train = images()
     fitted = fit(recipe, train, 3, record_rates=True, cluster=cluster)
     part = Batch(train.x[:31], train.y[:31])  # which does not divide evenly either

@@ -4,6 +4,7 @@ import csv
 import io
 import itertools
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -424,6 +425,46 @@ def test_fashion_mnist_files_are_compared(cli, idx_folder, tmp_path):
     assert cli("compare", "--data", "fashion-mnist", "--data-dir", idx_folder, *arguments, "--out", out).code == 0
     assert {row["data"] for row in rows_of(out)} == {"fashion-mnist"}
     assert str(tmp_path) not in (out / "results.csv").read_text()
+
+
+CHOICES = shlex.split(
+    "--baseline both --learning-rates nesterov:0.05,0.5 --tuning-seeds 3 --halving --network medium --schedule tvlars "
+    "--warm-up 0.2 --label-smoothing 0.1 --augment shift --micro-batch 10 --bf16 --no-recompute-norm --adapt matrices "
+    "--train-size 60"
+)
+
+
+def test_every_choice_is_recorded_and_resumed(cli, quick, tmp_path, monkeypatch):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    first = cli(*quick, *CHOICES, "--out", whole)
+    assert first.code == 0, first.err
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 7)
+        assert cli(*quick, *CHOICES, "--out", cut).code == 130
+    assert len(rows_of(cut)) == 7
+    again = cli(*quick, *CHOICES, "--out", cut, "--resume")
+    assert again.code == 0, again.err
+    rows = rows_of(whole)
+    assert rows_of(cut) == rows
+    assert len(rows) == 2 * 3 * (2 + 1 + 1 + 1)
+    names = ("network", "schedule", "warm_up", "label_smoothing", "augment", "micro_batch", "bf16", "recompute_norm")
+    values = ("medium", "tvlars", "0.2", "0.1", "shift", "10", "true", "false")
+    assert {tuple(row[name] for name in names) for row in rows} == {values}
+    assert {(row["adapt"], row["n_train"], row["halving"]) for row in rows} == {("matrices", "60", "true")}
+    assert all(row["machine"] for row in rows)
+    other = cli(*quick, *CHOICES, "--out", cut, "--resume", "--schedule", "cosine")
+    assert (other.code, "schedule = tvlars, this command has cosine" in other.message) == (2, True)
+
+
+def test_halving_gives_each_further_seed_to_the_better_half(cli, quick, tmp_path):
+    rates = ["--learning-rates", "sgd:1e-6,0.05,0.1,0.5", "--learning-rates", "lars:1e-6,0.01,0.05,0.1"]
+    options = ["--tuning-seeds", 3, "--halving", "--epochs", 6, "--batch-sizes", 16]
+    assert cli(*quick[:-4], *rates, *options, "--out", tmp_path / "out").code == 0
+    rows = [row for row in rows_of(tmp_path / "out") if row["phase"] == "tune"]
+    for optimizer in ("sgd", "lars"):
+        own = [row for row in rows if row["optimizer"] == optimizer]
+        assert Counter(row["seed"] for row in own) == {"0": 4, "1": 2, "2": 1}
+        assert [row["seed"] for row in own if row["lr"] == "1e-06"] == ["0"]
 
 
 def test_default_data_is_digits_in_the_default_folder(cli, tmp_path, monkeypatch):

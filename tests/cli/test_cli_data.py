@@ -96,3 +96,16 @@ def test_fashion_mnist_takes_a_sixth_for_validation_and_its_own_test_split(idx_f
     assert [len(part) for part in (data.train, data.val, data.test)] == [80, 16, 30]
     images = images_of(data)
     assert not images["val"] & (images["train"] | images["test"])
+
+
+def test_train_size_keeps_the_same_share_of_each_class_and_the_other_splits(tmp_path, arrays):
+    order = np.argsort(arrays["y_train"], kind="stable")  # so that the first images are all of one class
+    path = tmp_path / "sorted.npz"
+    np.savez(path, **{**arrays, "x_train": arrays["x_train"][order], "y_train": arrays["y_train"][order]})
+    whole, part = load(str(path), None), load(str(path), None, 30)
+    assert [len(split) for split in (part.train, part.val, part.test)] == [30, 16, 30]
+    assert np.bincount(part.train.y).tolist() == [10, 10, 10]
+    np.testing.assert_array_equal(part.val.y, whole.val.y)
+    np.testing.assert_array_equal(part.test.y, whole.test.y)
+    assert part.digest == whole.digest
+    assert part.train.x.mean(dtype=np.float64) == pytest.approx(0, abs=1e-6)

@@ -34,7 +34,6 @@ def assert_refused(result, folder, before, match):
     [
         (["--data", "cifar"], "`--data` is `cifar`, which is unknown: give `digits`, `fashion-mnist` or the path"),
         (["--data", "gone.npz"], "`--data`: there is no file gone.npz: give the path"),
-        (["--data", "fashion-mnist"], "`--data fashion-mnist` needs `--data-dir DIR`"),
         (["--data", "fashion-mnist", "--data-dir", "gone"], "`--data-dir`: gone is not a folder"),
         (["--data-dir", "."], "`--data-dir` belongs to `--data fashion-mnist` only"),
         (["--epochs", "0"], "`--epochs` must be at least 1, got 0"),
@@ -58,12 +57,27 @@ def assert_refused(result, folder, before, match):
         (["--learning-rates", "inf"], "`--learning-rates` has the item `inf`"),
         (["--learning-rates", "0.1,0.10"], "`--learning-rates 0.1,0.10` has a value twice"),
         (["--learning-rates", "adam:0.1"], "`--learning-rates` names `adam`: the optimizers are `sgd` and `lars`"),
-        (["--learning-rates", "sgd:1,2"], "`--learning-rates` gives 2 rates to sgd and 6 to lars: give both the same"),
+        (["--learning-rates", "sgd:1,2"], "`--learning-rates` gives 2 rates to sgd and 6 to lars: give all the same"),
         (["--learning-rates", "1", "--learning-rates", "sgd:1"], "`--learning-rates` gives the rates of `sgd` twice"),
         (["--device", "warp"], "`--device warp` cannot be used here"),
         (["--device", "meta"], "`--device meta` cannot be used here"),
         (["--shard", "fsdp1"], "`--shard` is `fsdp1`, which is unknown: give `fsdp2` or `none`"),
         (["--shard", "fsdp2"], "and this is one alone: start them with `torchrun --nproc-per-node 4 -m gradient_lars"),
+        (["--baseline", "adam"], "`--baseline` is `adam`, which is unknown: give one of `sgd`, `nesterov`, `both`"),
+        (["--learning-rates", "nesterov:1"], "names `nesterov`: the optimizers are `sgd` and `lars`"),
+        (["--train-size", "2000"], "`--train-size` is 2000, but the training split has 1024 images: give from 2"),
+        (["--train-size", "1"], "`--train-size` is 1, but"),
+        (["--tuning-seeds", "0"], "`--tuning-seeds` must be at least 1, got 0"),
+        (["--tuning-seeds", "1", "--halving"], "`--halving` gives the better half another seed: give `--tuning-seeds`"),
+        (["--network", "vit"], "`--network` must be one of `small`, `medium`, `vgg`, got `vit`"),
+        (["--schedule", "step"], "`--schedule` must be one of `linear`, `polynomial`, `cosine`, `tvlars`, got `step`"),
+        (["--augment", "crop"], "`--augment` must be one of `none`, `shift`, `shift-flip`, got `crop`"),
+        (["--adapt", "some"], "`--adapt` must be one of `all`, `matrices`, got `some`"),
+        (["--warm-up", "1"], "`--warm-up` must be in [0, 1), got 1.0: it is the share of the steps"),
+        (["--warm-up", "nan"], "`--warm-up` must be in [0, 1), got nan"),
+        (["--label-smoothing", "-0.1"], "`--label-smoothing` must be in [0, 1), got -0.1"),
+        (["--micro-batch", "1"], "`--micro-batch` must be 0 or at least 2, got 1: batch normalisation needs two"),
+        (["--micro-batch", "-4"], "`--micro-batch` must be 0 or at least 2, got -4"),
         (["--resume", "--overwrite"], "`--resume` and `--overwrite` exclude each other"),
         (["--replot", "gone.csv"], "gone.csv cannot be read (No such file or directory)"),
         (["--replot", "x.csv", "--resume"], "`--replot` trains nothing: leave `--resume` and `--overwrite` out"),
@@ -77,6 +91,14 @@ def test_mistakes_in_options(cli, tmp_path, monkeypatch, arguments, match):
     (tmp_path / "file").touch()
     before = set(tmp_path.rglob("*"))
     assert_refused(cli("compare", *arguments), tmp_path, before, match)
+
+
+def test_fashion_mnist_that_is_not_there(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("gradient_lars.cli.settings._DEBIAN_FASHION_MNIST", tmp_path / "gone")
+    assert_refused(
+        cli("compare", "--data", "fashion-mnist"), tmp_path, set(), "`--data fashion-mnist` needs `--data-dir DIR`"
+    )
 
 
 @pytest.mark.parametrize(("arguments", "match"), [(["--epochs", "many"], "--epochs"), (["--epoch", "3"], "--epoch")])

@@ -144,6 +144,61 @@ def test_single_seed_has_differences_and_no_winner():
     )
 
 
+THREE = replace(EXPERIMENT, nesterov_learning_rates=(0.1, 1.0, 10.0))
+
+
+def three_runs(large):
+    """Runs of three optimizers, level at 64 and with `large` accuracies at 1024."""
+    runs = []
+    for batch, of in ((64, [[0.95, 0.96]] * 3), (1024, large)):
+        for (optimizer, best), accuracies in zip({"sgd": 1.0, "nesterov": 10.0, "lars": 0.1}.items(), of, strict=True):
+            runs += [
+                replace(run, optimizer=optimizer)
+                for run in cell_runs(batch, "lars" if optimizer == "lars" else "sgd", best, accuracies)
+            ]
+    return runs
+
+
+def test_conclusion_sets_lars_against_each_baseline():
+    cells = summarise(THREE, three_runs([[0.80, 0.82], [0.92, 0.94], [0.90, 0.91]]))
+    assert conclusion(THREE, cells) == (
+        "At the largest batch (1024, the whole training split) LARS is 9.5 points ahead of SGD. By batch size: LARS "
+        "ahead at 1024; level at 64. At the largest batch (1024, the whole training split) LARS is 2.5 points behind "
+        "Nesterov SGD. By batch size: Nesterov SGD ahead at 1024; level at 64. From its own best batch size to the "
+        "largest one, SGD loses 14.5 points, Nesterov SGD 2.5 and LARS 5.0."
+    )
+    one = replace(THREE, seeds=1)
+    text = conclusion(one, summarise(one, three_runs([[0.8], [0.9], [0.95]])))
+    assert "LARS minus SGD is +15.0 points" in text
+    assert "LARS minus Nesterov SGD is +5.0 points" in text
+    assert text.count("One seed shows no spread") == 1
+
+
+def test_table_and_plot_have_a_line_for_every_optimizer(tmp_path, figures):
+    runs = three_runs([[0.80, 0.82], [0.92, 0.94], [0.90, 0.91]])
+    lines = [line.split() for line in printed(THREE, runs).splitlines()]
+    assert ["1024", "20", "SGD", "3", "1", "81.00", "±", "1.41", "2.00"] in lines
+    assert ["Nesterov", "SGD", "3", "10*", "93.00", "±", "1.41", "2.00"] in lines
+    assert ["LARS", "3", "0.1", "90.50", "±", "0.71", "2.00"] in lines
+    save_plot(tmp_path / "plot.png", THREE, summarise(THREE, runs), [])
+    labels = [container.get_label() for container in figures[0].axes[0].containers]
+    assert labels == ["SGD", "Nesterov SGD", "SGD + GradientLARS"]
+
+
+def test_choices_that_are_not_the_usual_ones_are_told():
+    setup = replace(EXPERIMENT, network="vgg", micro_batch=32, halving=True, tuning_seeds=2)
+    flat = " ".join(printed(setup, runs_of([0.9] * 2, [0.9] * 2, [0.8] * 2, [0.9] * 2)).split())
+    assert "All of them with network vgg, micro batch 32." in flat
+    assert "with 2 other seeds, each further one for the better half, and chosen on" in flat
+    assert "5 tuning runs of 20 epochs each" in flat
+
+
+def test_only_rates_with_every_seed_are_chosen():
+    runs = [tune(0.1, 0.95), tune(1.0, 0.9), tune(1.0, 0.8, seed=1), tune(10.0, 0.9), tune(10.0, 0.7, seed=1)]
+    assert choose(runs).lr == 1.0
+    assert choose(runs[:1]).lr == 0.1
+
+
 def test_conclusion_of_one_batch_size_is_one_sentence():
     setup = replace(EXPERIMENT, batch_sizes=(64,))
     cells = summarise(setup, runs_of([0.9] * 2, [0.8] * 2, [0.1] * 2, [0.1] * 2))
@@ -161,12 +216,16 @@ def printed(experiment, runs, encoding="utf-8", width=80):
 def test_table_shows_the_numbers_where_lars_loses_as_well():
     text = printed(EXPERIMENT, runs_of([0.95, 0.97], [0.90, 0.90], [0.8, 0.8], [0.9, 0.91]))
     lines = [line.split() for line in text.splitlines()]
-    assert ["64", "320", "1", "96.00", "±", "1.41", "2.00", "0.1", "90.00", "±", "0.00", "2.00"] in lines
-    assert ["1024", "20", "10*", "80.00", "±", "0.00", "2.00", "0.1", "90.50", "±", "0.71", "2.00"] in lines
+    assert ["64", "320", "SGD", "3", "1", "96.00", "±", "1.41", "2.00"] in lines
+    assert ["1024", "20", "SGD", "3", "10*", "80.00", "±", "0.00", "2.00"] in lines
+    assert lines.count(["LARS", "3", "0.1", "90.00", "±", "0.00", "2.00"]) == 1
+    assert lines.count(["LARS", "3", "0.1", "90.50", "±", "0.71", "2.00"]) == 1
     assert all(len(line) <= 80 for line in text.splitlines())
     flat = " ".join(text.split())
     assert "mean and standard deviation over 2 seeds; one of the 500 test images is 0.20 points" in flat
-    assert "3 learning rates were tried" in flat
+    assert "3 learning rates were tried with 1 other seed and chosen on 300 validation images" in flat
+    assert "3 tuning runs of 20 epochs each" in flat
+    assert "All of them with" not in flat
     assert "* at the edge of its grid: a better rate may lie outside" in flat
     assert "diverged" not in flat
     assert "SGD ahead at 64" in flat
@@ -184,8 +243,8 @@ def test_wide_numbers_still_fit_into_80_columns():
 def test_narrow_terminal_has_the_whole_table(width):
     runs = runs_of([0.95, 0.97], [0.90, 0.90], [0.8, 0.8], [0.9, 0.91])
     table, narrow = (printed(EXPERIMENT, runs, width=columns).splitlines()[:9] for columns in (80, width))
-    assert any("0.71" in line and "1024" in line for line in table)
-    assert [line.rstrip() for line in narrow[:7]] == [line.rstrip() for line in table[:7]]
+    assert any("0.00" in line and "1024" in line for line in table)
+    assert [line.strip() for line in narrow[2:]] == [line.strip() for line in table[2:]]
 
 
 @pytest.mark.parametrize("name", ["a$x^$.npz", "x[red].npz", "y[/b].npz", ":smile:.npz"])
@@ -201,15 +260,15 @@ def test_names_are_no_markup_and_no_mathematics(tmp_path, figures, name):
 def test_table_marks_diverged_runs_and_needs_no_unicode():
     text = printed(EXPERIMENT, runs_of([0.9] * 2, [0.9] * 2, [0.1, 0.1], [0.9] * 2, diverged=True), "ascii")
     lines = [line.replace("|", " ").split() for line in text.splitlines()]
-    assert ["1024", "20", "10*", "10.00", "+-", "0.00!", "2.00", "0.1", "90.00", "+-", "0.00", "2.00"] in lines
+    assert ["1024", "20", "SGD", "3", "10*", "10.00", "+-", "0.00!", "2.00"] in lines
     assert "! with 2 diverged runs, counted as measured" in " ".join(text.split())
 
 
 def test_one_seed_has_no_spread():
     text = printed(replace(EXPERIMENT, seeds=1), runs_of([0.9], [0.9], [0.8], [0.9], seconds=123.4, diverged=True))
     lines = [line.split() for line in text.splitlines()]
-    assert ["64", "320", "1", "90.00", "2.00", "0.1", "90.00", "2.00"] in lines
-    assert ["1024", "20", "10*", "80.00!", "123", "0.1", "90.00", "2.00"] in lines
+    assert ["64", "320", "SGD", "3", "1", "90.00", "2.00"] in lines
+    assert ["1024", "20", "SGD", "3", "10*", "80.00!", "123"] in lines
     assert "Test accuracy: one seed;" in text
     assert "! with 1 diverged run, counted" in " ".join(text.split())
 

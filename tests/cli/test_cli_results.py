@@ -75,6 +75,46 @@ def test_row_is_on_disk_when_append_returns(file):
     assert read_results(file.path)[1][-1] == third
 
 
+def older(path):
+    """Take the columns away that came later."""
+    with path.open(newline="") as text:
+        rows = list(csv.DictReader(text))
+    with path.open("w", newline="") as text:
+        names = [name for name in rows[0] if name not in ("machine", "commit")]
+        writer = csv.DictWriter(text, names, lineterminator="\n", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def test_file_of_an_older_version_is_read_and_gets_the_new_columns_on_resuming(file):
+    older(file.path)
+    before = file.path.read_text()
+    assert "commit" not in before
+    assert read_results(file.path) == (EXPERIMENT, [TUNE, FINAL])
+    ResultsFile.resume(file.path, EXPERIMENT).append(replace(FINAL, seed=3, machine="m", commit="0ab"))
+    lines = file.path.read_text().splitlines()
+    assert lines[:3] == [before.splitlines()[0] + ",machine,commit", *(row + ",," for row in before.splitlines()[1:])]
+    assert lines[3].endswith(",m,0ab")
+    with pytest.raises(CommandError, match="made with schedule = linear, this command has cosine"):
+        ResultsFile.resume(file.path, replace(EXPERIMENT, schedule="cosine"))
+
+
+def test_choices_are_in_the_file_where_they_are_not_the_usual_ones(tmp_path):
+    chosen = {"network": "vgg", "warm_up": 0.2, "bf16": True, "micro_batch": 32, "recompute_norm": False}
+    rates = {"sgd_learning_rates": (), "nesterov_learning_rates": (0.1, 1.0)}
+    experiment = replace(EXPERIMENT, halving=True, **chosen, **rates)
+    file = ResultsFile.create(tmp_path / "results.csv", experiment)
+    run = replace(TUNE, optimizer="nesterov", lr=0.1, machine="a, b", commit="c")
+    file.append(run)
+    assert read_results(file.path) == (experiment, [run])
+    header = file.path.read_text().splitlines()[0].split(",")
+    assert {*chosen, "halving", "nesterov_learning_rates"} <= {*header}
+    assert "schedule" not in header
+    file.path.write_text(file.path.read_text().replace("recompute_norm", "of_a_later_version"))
+    with pytest.raises(CommandError, match="is not a results file of this version: its columns are others"):
+        read_results(file.path)
+
+
 @pytest.mark.parametrize("kept", [1, 30, -1])
 def test_torn_last_line_is_dropped_and_the_file_mended(file, kept):
     whole = file.path.read_text()
@@ -119,7 +159,7 @@ def test_other_settings_are_refused_by_name_and_both_values(file, name, value, t
         ("data,data_digest", "data,sha", "is not a results file of this version"),
         (",true,", ",maybe,", "line 2 is damaged .unexpected 'maybe'"),
         (",final,16,", ",final,x,", "line 3 is damaged .invalid literal"),
-        (",0.125\n", "\n", "line 2 is damaged .it has 28 columns, not 29.: remove"),
+        (",0.125,,\n", ",,\n", "line 2 is damaged .it has 30 columns, not 31.: remove"),
         (",final,", ",probe,", "line 3 is damaged .`phase` must be one of tune, final, got probe"),
         (",sgd,", ",adam,", "line 2 is damaged .`optimizer` must be one of sgd, lars, got adam"),
         (",final,16,", ",final,-5,", "line 3 is damaged .`batch_size` must be one of 16, 80, got -5"),
@@ -164,6 +204,10 @@ def test_rows_of_two_comparisons_are_refused(file):
         ("sgd_learning_rates", (0.1, math.nan), "`sgd_learning_rates` must be ascending numbers"),
         ("lars_learning_rates", (-1.0, 1.0), "`lars_learning_rates` must be positive and finite"),
         ("lars_learning_rates", (0.1,), "`lars_learning_rates` must be as many as `sgd_learning_rates`"),
+        ("nesterov_learning_rates", (0.1,), "`nesterov_learning_rates` must be as many as `sgd_learning_rates`"),
+        ("network", "vit", "`network` must be one of `small`, `medium`, `vgg`, got vit"),
+        ("micro_batch", 1, "`micro_batch` must be 0 or at least 2, got 1"),
+        ("warm_up", math.inf, r"`warm_up` must be in .0, 1., got inf"),
         ("n_test", 0, "`n_test` must be a whole number from 1 to 1e12, got 0"),
         ("n_train", 10**13, "`n_train` must be a whole number from 1 to 1e12, got 1000"),
         ("momentum", 1.0, r"`momentum` must be in \[0, 1\), got 1.0"),

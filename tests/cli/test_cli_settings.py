@@ -5,6 +5,7 @@ import pytest
 from gradient_lars.cli.errors import CommandError
 from gradient_lars.cli.settings import (
     DEFAULT_LEARNING_RATES,
+    compared,
     parse_batch_sizes,
     parse_learning_rates,
     resolve_batch_sizes,
@@ -70,3 +71,18 @@ def test_learning_rates_are_read_as_written_and_sorted(texts, sgd, lars):
 def test_rates_of_one_optimizer_given_twice_are_refused(texts):
     with pytest.raises(CommandError, match=r"gives the rates of `(sgd|lars)` twice"):
         parse_learning_rates(texts)
+
+
+@pytest.mark.parametrize(
+    ("baseline", "expected"),
+    [("sgd", ("sgd", "lars")), ("nesterov", ("nesterov", "lars")), ("both", ("sgd", "nesterov", "lars"))],
+)
+def test_baselines_and_their_learning_rates(baseline, expected):
+    assert compared(baseline) == expected
+    assert parse_learning_rates(["0.1,0.2"], expected) == dict.fromkeys(expected, (0.1, 0.2))
+    assert parse_learning_rates([], expected) == {name: DEFAULT_LEARNING_RATES[name] for name in expected}
+
+
+def test_three_grids_of_different_lengths_are_refused_with_all_counts():
+    with pytest.raises(CommandError, match="gives 6 rates to sgd and 1 to nesterov and 6 to lars: give all the same"):
+        parse_learning_rates(["nesterov:1"], compared("both"))

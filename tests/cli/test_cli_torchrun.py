@@ -132,13 +132,21 @@ def test_four_ranks_compare_as_one_does(finished, quick, tmp_path):
     ]
     assert sorted(path.name for path in folder.iterdir()) == ["plot.png", "rates.csv", "results.csv"]
     assert_same_runs(folder, finished)
-    assert {(row["world_size"], row["shard"], row["device"]) for row in rows_of(folder)} == {("4", "none", "cpu")}
+    assert {(row["world_size"], row["device"]) for row in rows_of(folder)} == {("4", "cpu")}
     rates, expected_rates = rows_of(folder, "rates.csv"), rows_of(finished, "rates.csv")
     assert len(rates) == len(expected_rates) == 22
     for row, one in zip(rates, expected_rates, strict=True):
         assert (row["step"], row["layer"], row["adapted"]) == (one["step"], one["layer"], one["adapted"])
         for name in ("p_norm", "g_norm", "rate"):
             assert float(row[name]) == pytest.approx(float(one[name]), rel=1e-4), (row["layer"], name)
+
+
+@pytest.mark.parametrize("shard", ["none", "fsdp2"])
+def test_bfloat16_on_two_ranks(quick, tmp_path, shard):
+    options = ["--bf16", "--batch-sizes", 16, "--micro-batch", 8, "--shard", shard, "--network", "medium"]
+    code, out, err = finish(start(*alone(2), *COMPARE, *quick, *options, "--out", tmp_path / "out"))
+    assert (code, out.count("At the largest batch")) == (0, 1), err
+    assert all(row["bf16"] == "true" for row in rows_of(tmp_path / "out"))
 
 
 @pytest.mark.slow
@@ -200,6 +208,10 @@ def test_machines_with_different_commands_are_refused_once(quick, tmp_path):
     ("options", "match"),
     [
         (["--batch-sizes", "16,x"], "`--batch-sizes` has the item `x`: give whole numbers >= 2"),
+        (
+            ["--micro-batch", "3"],
+            "`--micro-batch` must be 0 or at least 4, got 3: batch normalisation needs two images",
+        ),
         (["--out", "used"], "already holds the results of a comparison: add `--resume` to go on with it"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The schedule, the batches, the two optimizers, and what is measured."""
+"""The batches, the optimizers, and what is measured."""
 
 import math
 
@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from gradient_lars.cli.network import build_network, recompute_statistics
+from gradient_lars.cli.recipe import Recipe
+from gradient_lars.cli.schedule import build_schedule
 from gradient_lars.cli.settings import n_steps
-from gradient_lars.cli.training import Batch, Recipe, batch_order, build_schedule, evaluate, fit, warm_up_steps
+from gradient_lars.cli.training import Batch, batch_order, evaluate, fit
 
 RECIPE = Recipe("sgd", 0.1, 16, 2, 3, momentum=0.9, weight_decay=5e-4, threshold=0.01, eps=1e-9)
 
@@ -21,25 +23,6 @@ def recipe(**changes):
 def train(arrays):
     x = (arrays["x_train"] - 100) / 20
     return Batch(torch.from_numpy(x)[:, None], torch.from_numpy(arrays["y_train"]))
-
-
-@pytest.mark.parametrize("steps", [1, 2, 14, 20, 47, 320])
-def test_schedule_warms_up_and_decays_linearly(steps):
-    parameter = torch.nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.SGD([parameter], lr=2.0)
-    schedule = build_schedule(optimizer, steps)
-    warm_up = max(1, round(steps / 10))
-    assert warm_up_steps(steps) == warm_up
-    for step in range(steps):
-        if warm_up == 1:
-            expected = 1 - step / steps
-        elif step < warm_up:
-            expected = (step + 1) / warm_up
-        else:
-            expected = 1 - (step - warm_up) / (steps - warm_up)
-        assert optimizer.param_groups[0]["lr"] == pytest.approx(2 * expected, rel=1e-9)
-        optimizer.step()
-        schedule.step()
 
 
 @pytest.mark.parametrize(("batch", "expected"), [(16, 12), (50, 2), (96, 2), (17, 10)])
@@ -179,3 +162,120 @@ def test_evaluation_is_exact_over_chunks_and_leaves_statistics_alone(train, monk
     assert accuracy == correct / 96
     assert loss == pytest.approx(expected, rel=1e-5)
     assert torch.equal(network[1].running_mean, before)
+
+
+def losses_of(network, train, pieces, smoothing=0.0):
+    """The mean loss over the images of all pieces, each with its own batch statistics; one hot labels by hand."""
+    total = 0
+    for piece in pieces:
+        logits = network(train.x[piece])
+        target = torch.nn.functional.one_hot(train.y[piece], 3) * (1 - smoothing) + smoothing / 3
+        total = total - (target * logits.log_softmax(1)).sum()
+    return total / sum(map(len, pieces))
+
+
+def test_micro_batches_give_the_gradient_of_the_whole_batch_with_their_own_statistics(train):
+    one = recipe(batch_size=80, epochs=1, lr=0.5, micro_batch=30, label_smoothing=0.2)
+    (batch,) = (indices for epoch in batch_order(96, one) for indices in epoch)
+    before = build_network(1, 3, one.seed)
+    pieces = [batch[:27], batch[27:54], batch[54:]]
+    loss = losses_of(before, train, pieces, smoothing=0.2)
+    gradients = torch.autograd.grad(loss, list(before.parameters()))
+    fitted = fit(one, train, 3)
+    assert fitted.losses == (pytest.approx(loss.item(), rel=1e-5),)
+    for (name, p), g in zip(before.named_parameters(), gradients, strict=True):
+        expected = (p - 0.5 * (g + 5e-4 * p)).detach()
+        found = fitted.network.state_dict()[name]
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6, msg=lambda text, n=name: n + text)
+    whole = fit(recipe(**{**vars(one), "micro_batch": 0}), train, 3).network.state_dict()
+    assert not torch.allclose(whole["conv1.weight"], fitted.network.state_dict()["conv1.weight"], rtol=1e-4, atol=1e-5)
+
+
+def test_nesterov_is_the_gradient_and_the_momentum_after_it(train):
+    one = recipe(optimizer="nesterov", batch_size=24, epochs=2, lr=0.05, weight_decay=0.01, schedule="polynomial")
+    network = build_network(1, 3, one.seed)
+    velocity = [torch.zeros_like(p) for p in network.parameters()]
+    batches = [indices for epoch in batch_order(96, one) for indices in epoch]
+    factors = [(1 - step / 8) ** 2 for step in range(8)]
+    for indices, factor in zip(batches, factors, strict=True):
+        gradients = torch.autograd.grad(losses_of(network, train, [indices]), list(network.parameters()))
+        with torch.no_grad():
+            for p, g, v in zip(network.parameters(), gradients, velocity, strict=True):
+                decayed = g + 0.01 * p
+                v.mul_(0.9).add_(decayed)
+                p.sub_(0.05 * factor * (decayed + 0.9 * v))
+    fitted = fit(one, train, 3).network
+    for (name, ours), expected in zip(fitted.named_parameters(), network.parameters(), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-4, msg=lambda text, n=name: n + text)
+
+
+def test_only_matrices_are_adapted_on_request(train):
+    rates = fit(recipe(optimizer="lars", adapt="matrices"), train, 3, record_rates=True).rates
+    matrices = [name for name, p in build_network(1, 3, 0).named_parameters() if p.ndim > 1]
+    assert list(dict.fromkeys(sample.layer for sample in rates)) == matrices
+    one = recipe(optimizer="lars", adapt="matrices", batch_size=96, epochs=1, lr=0.05, weight_decay=0.01)
+    before = build_network(1, 3, one.seed)
+    gradients = torch.autograd.grad(losses_of(before, train, [range(96)]), list(before.parameters()))
+    after = fit(one, train, 3).network.state_dict()
+    for (name, p), g in zip(before.named_parameters(), gradients, strict=True):
+        p_norm, g_norm = p.detach().double().norm().item(), g.double().norm().item()
+        step = p_norm / (1e-9 + g_norm + 0.01 * p_norm) * (g + 0.01 * p) if p.ndim > 1 else g
+        torch.testing.assert_close(
+            after[name], (p - 0.05 * step).detach(), rtol=1e-4, atol=1e-6, msg=lambda text, n=name: n + text
+        )
+
+
+@pytest.mark.parametrize("adapt", ["all", "matrices"])
+def test_learning_rate_inside_the_momentum_is_that_of_its_gradient(train, adapt):
+    one = recipe(optimizer="lars", batch_size=24, epochs=3, lr=0.05, weight_decay=0.01, adapt=adapt)
+    one = recipe(**{**vars(one), "lr_in_momentum": True})
+    network = build_network(1, 3, one.seed)
+    velocity = [torch.zeros_like(p) for p in network.parameters()]
+    batches = [indices for epoch in batch_order(96, one) for indices in epoch]
+    for step, indices in enumerate(batches):
+        gradients = torch.autograd.grad(losses_of(network, train, [indices]), list(network.parameters()))
+        with torch.no_grad():
+            for p, g, v in zip(network.parameters(), gradients, velocity, strict=True):
+                p_norm, g_norm = p.double().norm(), g.double().norm()
+                chosen = adapt == "all" or p.ndim > 1
+                rate = (p_norm / (1e-9 + g_norm + 0.01 * p_norm)).float() if chosen and p_norm > 0.01 else 1.0
+                v.mul_(0.9).add_(0.05 * (1 - step / 12) * rate * (g + 0.01 * p * chosen))
+                p.sub_(v)
+    fitted = fit(one, train, 3, record_rates=True)
+    for (name, ours), expected in zip(fitted.network.named_parameters(), network.parameters(), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-4, msg=lambda text, n=name: n + text)
+    assert {sample.step for sample in fitted.rates} == set(range(12))
+
+
+def test_bfloat16_rounds_the_gradients_and_not_the_weights(train):
+    one = recipe(batch_size=96, epochs=1, lr=0.1)
+    plain, rounded = (fit(recipe(**{**vars(one), "bf16": bf16}), train, 3).network for bf16 in (False, True))
+    start = build_network(1, 3, one.seed)
+    for (name, p), first, found in zip(plain.named_parameters(), start.parameters(), rounded.parameters(), strict=True):
+        assert found.dtype == torch.float32
+        moved, expected = (found - first).detach().flatten(), (p - first).detach().flatten()
+        assert not torch.equal(moved, expected), name
+        assert torch.cosine_similarity(moved, expected, dim=0) > 0.98, name
+
+
+def test_augmented_images_are_trained_on_and_the_run_repeats(train):
+    runs = [fit(recipe(augment=kind), train, 3).network[0].weight for kind in ("shift-flip", "shift-flip", "none")]
+    assert torch.equal(runs[0], runs[1])
+    assert not torch.allclose(runs[0], runs[2], rtol=1e-3)
+
+
+def test_statistics_are_left_as_training_made_them_on_request(train):
+    plain, kept = (fit(recipe(recompute_norm=value), train, 3).network for value in (True, False))
+    assert torch.equal(plain[0].weight, kept[0].weight)
+    assert kept[1].num_batches_tracked == n_steps(96, 16, 2)
+    assert plain[1].num_batches_tracked == 1
+    assert not torch.allclose(plain[1].running_mean, kept[1].running_mean, rtol=1e-2)
+
+
+@pytest.mark.parametrize(("kind", "convolutions"), [("small", 3), ("medium", 3), ("vgg", 6)])
+def test_networks_take_small_and_large_images(kind, convolutions):
+    network = build_network(3, 7, seed=0, kind=kind)
+    assert sum(isinstance(layer, torch.nn.Conv2d) for layer in network) == convolutions
+    for size in (8, 28):
+        assert network(torch.zeros(2, 3, size, size)).shape == (2, 7)
+    assert network[0].weight.is_contiguous(memory_format=torch.channels_last)

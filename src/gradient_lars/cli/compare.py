@@ -13,18 +13,19 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.text import Text
 
 import gradient_lars
+from gradient_lars.cli.bench_results import processor_name, source_commit
 from gradient_lars.cli.cluster import ALONE, Cluster, joined
 from gradient_lars.cli.data import Dataset, Split, load
 from gradient_lars.cli.errors import CommandError
 from gradient_lars.cli.files import check_writable, write_errors
+from gradient_lars.cli.recipe import Recipe
 from gradient_lars.cli.records import FINAL, TUNE, Experiment, RateSample, Run
 from gradient_lars.cli.report import PLOT, RATES, RESULTS, recorded_rates, report
 from gradient_lars.cli.results import ResultsFile, write_rates
-from gradient_lars.cli.settings import LARS, OPTIMIZERS, Settings, n_steps, resolve_batch_sizes
-from gradient_lars.cli.summary import LABELS, check_choices, choose
-from gradient_lars.cli.training import Batch, Recipe, evaluate, fit
+from gradient_lars.cli.settings import LARS, NESTEROV, SGD, Settings, n_steps, resolve_batch_sizes
+from gradient_lars.cli.summary import LABELS, Tuned, check_choices, ranked
+from gradient_lars.cli.training import Batch, evaluate, fit
 
-TUNING_SEEDS = 2
 SMALL = 2**20
 
 
@@ -47,7 +48,7 @@ def compare(settings: Settings, *, resume: bool, overwrite: bool, output: Consol
     with joined(settings.shard) as cluster:
         with cluster.agree():
             device = resolve_device(settings.device, cluster)
-            data = load(settings.data, settings.data_dir)
+            data = load(settings.data, settings.folder, settings.train_size)
             experiment = describe(settings, data, cluster)
         with cluster.agree():
             _check_same(cluster, experiment)
@@ -90,9 +91,11 @@ def describe(settings: Settings, data: Dataset, cluster: Cluster) -> Experiment:
         n_val=len(data.val),
         n_test=len(data.test),
         batch_sizes=resolve_batch_sizes(settings.batch_sizes, len(data.train), cluster.size),
-        sgd_learning_rates=settings.learning_rates["sgd"],
-        lars_learning_rates=settings.learning_rates["lars"],
-        tuning_seeds=TUNING_SEEDS,
+        sgd_learning_rates=settings.learning_rates.get(SGD, ()),
+        nesterov_learning_rates=settings.learning_rates.get(NESTEROV, ()),
+        lars_learning_rates=settings.learning_rates[LARS],
+        tuning_seeds=settings.tuning_seeds,
+        halving=settings.halving,
         seeds=settings.seeds,
         epochs=settings.epochs,
         momentum=settings.momentum,
@@ -104,6 +107,7 @@ def describe(settings: Settings, data: Dataset, cluster: Cluster) -> Experiment:
         gradient_lars=gradient_lars.__version__,
         world_size=cluster.size,
         shard=cluster.shard,
+        **settings.choices(),
     )
 
 
@@ -171,6 +175,9 @@ class _Session:
     def run(self) -> None:
         """Run everything that the results file does not hold yet."""
         self._done = {run.key: run for run in self.results.runs}
+        cuda = self.device.type == "cuda"
+        self._machine = torch.cuda.get_device_name(self.device) if cuda else processor_name()
+        self._commit = source_commit()
         self._splits = {name: self._on_device(getattr(self.data, name)) for name in ("train", "val")}
         columns = (
             TextColumn("{task.description}", markup=False),
@@ -185,13 +192,12 @@ class _Session:
             self._progress = progress
             self._task = progress.add_task("", total=self.experiment.n_runs)
             for batch_size in self.experiment.batch_sizes:
-                for optimizer in OPTIMIZERS:
+                for optimizer in self.experiment.optimizers:
                     self._cell(batch_size, optimizer)
 
     def _cell(self, batch_size: int, optimizer: str) -> None:
         grid = self.experiment.grid(optimizer)
-        seeds = self.experiment.seed_range(TUNE)
-        best = choose([self._once(TUNE, batch_size, optimizer, lr, seed) for lr in grid for seed in seeds])
+        best = self._tuned(batch_size, optimizer)
         seeds = self.experiment.seed_range(FINAL)
         finals = [self._once(FINAL, batch_size, optimizer, best.lr, seed) for seed in seeds]
         mean = statistics.fmean(run.tested for run in finals)
@@ -200,6 +206,20 @@ class _Session:
             f"batch {batch_size}, {LABELS[optimizer]}: lr {best.lr:g}, {among} "
             f"(validation {100 * best.val_accuracy:.2f} %), test {100 * mean:.2f} %"
         )
+
+    def _tuned(self, batch_size: int, optimizer: str) -> Tuned:
+        """Return the best learning rate; where halving is asked for, each seed is for the better half of the last."""
+        grid, seeds = self.experiment.grid(optimizer), self.experiment.seed_range(TUNE)
+        if not self.experiment.halving:
+            return ranked([self._once(TUNE, batch_size, optimizer, lr, seed) for lr in grid for seed in seeds])[0]
+        runs: list[Run] = []
+        left = list(grid)
+        for seed in seeds:
+            left = sorted(left[: self.experiment.n_tried(seed)])
+            runs += [self._once(TUNE, batch_size, optimizer, lr, seed) for lr in left]
+            order = ranked(runs)
+            left = [one.lr for one in order]
+        return order[0]
 
     def _once(self, phase: str, batch_size: int, optimizer: str, lr: float, seed: int) -> Run:
         """Return the run from the results file, or train it and add it there."""
@@ -213,7 +233,7 @@ class _Session:
         except torch.OutOfMemoryError:
             raise self.cluster.failure(
                 f"`--batch-sizes`: a batch of {batch_size} does not fit into the memory of {self.device}: "
-                "leave it out; the finished runs are kept."
+                "leave it out, or give `--micro-batch` a number that does; the finished runs are kept."
             ) from None
         # All go on with the first process's figures, so that they choose the same learning rate.
         return self.cluster.once(lambda: self._keep(run, rates))
@@ -239,6 +259,7 @@ class _Session:
             setup.weight_decay,
             setup.threshold,
             setup.eps,
+            **setup.choices(),
         )
         recorded = (FINAL, LARS, setup.batch_sizes[-1], setup.seed_range(FINAL)[0])
         record = (phase, optimizer, batch_size, seed) == recorded
@@ -267,6 +288,8 @@ class _Session:
             tested,
             diverged,
             round(fitted.seconds, 3),
+            self._machine,
+            self._commit,
         )
         return run, fitted.rates
 

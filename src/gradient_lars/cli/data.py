@@ -56,21 +56,21 @@ class Dataset:
     test: Split
 
 
-def load(data: str, data_dir: Path | None) -> Dataset:
-    """Read the data set that `--data` (and `--data-dir`) name.
+def load(data: str, data_dir: Path | None, train_size: int | None = None) -> Dataset:
+    """Read the data set that `--data` (and `--data-dir`) name, and keep `train_size` images to train on.
 
     The validation split is a sixth of the training images, drawn with a fixed seed and the same share of each class;
     digits, which has no test split of its own, gives 473 images to it first.
 
     Raises:
-        CommandError: the files are missing or damaged, or the arrays are not images and labels.
+        CommandError: the files are missing or damaged, the arrays are not images and labels, or there are fewer.
     """
     if data == DIGITS:
-        return _build(data, "`--data digits`", _digits(), DIGITS_VALIDATION)
+        return _build(data, "`--data digits`", _digits(), DIGITS_VALIDATION, train_size)
     if data == FASHION_MNIST and data_dir is not None:
-        return _build(data, "`--data-dir`", read_folder(data_dir), None)
+        return _build(data, "`--data-dir`", read_folder(data_dir), None, train_size)
     path = Path(data)
-    return _build(path.name, f"`--data`: {path}", _npz(path), None)
+    return _build(path.name, f"`--data`: {path}", _npz(path), None, train_size)
 
 
 def _digits() -> dict[str, Array]:
@@ -117,7 +117,7 @@ def stratified(y: Array, size: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[n
     return np.flatnonzero(mask), np.flatnonzero(~mask)
 
 
-def _build(name: str, source: str, arrays: Mapping[str, Array], n_val: int | None) -> Dataset:
+def _build(name: str, source: str, arrays: Mapping[str, Array], n_val: int | None, train_size: int | None) -> Dataset:
     for part in ("train", "test"):
         _check_pair(source, part, arrays[f"x_{part}"], arrays[f"y_{part}"])
     x_train, x_test = _images(arrays["x_train"]), _images(arrays["x_test"])
@@ -135,6 +135,13 @@ def _build(name: str, source: str, arrays: Mapping[str, Array], n_val: int | Non
     val, train = stratified(y_train, n_val or max(1, round(len(y_train) * VALIDATION_PART)))
     if len(train) < 2 or len(val) < 1:
         raise CommandError(f"{source}: x_train has {len(y_train)} images, too few to split: give at least 3.")
+    if train_size is not None:
+        if not 2 <= train_size <= len(train):
+            raise CommandError(
+                f"`--train-size` is {train_size}, but the training split has {len(train)} images: give from 2 to "
+                "that many, or leave it out."
+            )
+        train = train[stratified(y_train[train], train_size)[0]]
     mean = x_train[train].mean((0, 2, 3), np.float64, keepdims=True)
     deviation = x_train[train].std((0, 2, 3), np.float64, keepdims=True)
     deviation[deviation == 0] = 1

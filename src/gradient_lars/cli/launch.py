@@ -30,6 +30,11 @@ def local_rank() -> int:
     return int(os.environ["LOCAL_RANK"]) if launched() else 0
 
 
+def world_size() -> int:
+    """Return the number of processes that ``torchrun`` started on all machines, or 1."""
+    return int(os.environ["WORLD_SIZE"]) if launched() else 1
+
+
 @contextmanager
 def one_speaks() -> Iterator[None]:
     """Silence this process unless it is the first of its machine; an exception passes, and Python prints it.

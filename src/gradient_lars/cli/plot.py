@@ -6,13 +6,17 @@ from typing import TYPE_CHECKING
 
 from gradient_lars.cli.files import atomic
 from gradient_lars.cli.records import Experiment, RateSample
-from gradient_lars.cli.settings import LARS, OPTIMIZERS, SGD
+from gradient_lars.cli.settings import LARS, NESTEROV, SGD
 from gradient_lars.cli.summary import Cell
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_STYLES = {SGD: ("SGD", "#d1495b", "o"), LARS: ("SGD + GradientLARS", "#00798c", "s")}
+_STYLES = {
+    SGD: ("SGD", "#d1495b", "o"),
+    NESTEROV: ("Nesterov SGD", "#b8860b", "^"),
+    LARS: ("SGD + GradientLARS", "#00798c", "s"),
+}
 
 
 def save_plot(path: Path, experiment: Experiment, cells: Sequence[Cell], samples: Sequence[RateSample]) -> None:
@@ -32,11 +36,12 @@ def save_plot(path: Path, experiment: Experiment, cells: Sequence[Cell], samples
 
 
 def _draw_accuracies(axes: "Axes", experiment: Experiment, cells: Sequence[Cell]) -> None:
-    for index, optimizer in enumerate(OPTIMIZERS):
+    middle = (len(experiment.optimizers) - 1) / 2
+    for index, optimizer in enumerate(experiment.optimizers):
         label, color, marker = _STYLES[optimizer]
         own = [cell for cell in cells if cell.optimizer == optimizer]
         # Moved apart a little, so that the error bars of equal accuracies can be told from each other.
-        x = [cell.batch_size * (0.97, 1.03)[index] for cell in own]
+        x = [cell.batch_size * (1 + 0.06 * (index - middle)) for cell in own]
         mean = [100 * cell.mean for cell in own]
         spread = [100 * cell.deviation for cell in own]
         axes.errorbar(x, mean, spread, color=color, marker=marker, markersize=6, capsize=3, label=label, zorder=3)

@@ -5,7 +5,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gradient_lars.cli.settings import FSDP2, OPTIMIZERS, SGD, UNSHARDED, n_steps
+from gradient_lars.cli.recipe import Training
+from gradient_lars.cli.settings import FSDP2, LARS, NESTEROV, OPTIMIZERS, SGD, UNSHARDED, n_steps
 
 TUNE = "tune"
 FINAL = "final"
@@ -13,8 +14,11 @@ _LARGEST = 10**12  # a larger count is damage; without a bound 400 digits would 
 
 
 @dataclass(frozen=True)
-class Experiment:
-    """What all runs of one comparison share; repeated in each row, so that the CSV stands alone."""
+class Experiment(Training):
+    """What all runs of one comparison share; repeated in each row, so that the CSV stands alone.
+
+    An optimizer that is not compared has no learning rates. What has a default may be missing in a file.
+    """
 
     data: str
     data_digest: str
@@ -36,25 +40,45 @@ class Experiment:
     gradient_lars: str
     world_size: int = 1
     shard: str = UNSHARDED
+    nesterov_learning_rates: tuple[float, ...] = ()
+    halving: bool = False
+
+    @property
+    def optimizers(self) -> tuple[str, ...]:
+        """Return what is compared, in the order of `OPTIMIZERS`."""
+        return tuple(name for name in OPTIMIZERS if self.grid(name))
 
     def grid(self, optimizer: str) -> tuple[float, ...]:
         """Return the learning rates tried for `optimizer`, ascending."""
-        return self.sgd_learning_rates if optimizer == SGD else self.lars_learning_rates
+        grids = {SGD: self.sgd_learning_rates, NESTEROV: self.nesterov_learning_rates, LARS: self.lars_learning_rates}
+        return grids[optimizer]
 
     def seed_range(self, phase: str) -> range:
         """Return the seeds of `TUNE`: 0, 1, ..., or of `FINAL`: those that follow, so that no run counts in both."""
         return range(self.tuning_seeds) if phase == TUNE else range(self.tuning_seeds, self.tuning_seeds + self.seeds)
 
+    def n_tried(self, seed: int) -> int:
+        """Return how many learning rates of an optimizer the tuning seed `seed` is for."""
+        tried = len(self.lars_learning_rates)
+        return -(-tried // 2**seed) if self.halving else tried
+
+    @property
+    def budget(self) -> int:
+        """Return the number of tuning runs of an optimizer at a batch size."""
+        return sum(map(self.n_tried, self.seed_range(TUNE)))
+
     @property
     def n_runs(self) -> int:
         """Return the number of rows of a finished comparison."""
-        tuned = len(self.sgd_learning_rates) + len(self.lars_learning_rates)
-        return len(self.batch_sizes) * (tuned * self.tuning_seeds + 2 * self.seeds)
+        return len(self.batch_sizes) * len(self.optimizers) * (self.budget + self.seeds)
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training run; `test_accuracy` is None in the phase `TUNE`, accuracies are between 0 and 1."""
+    """One training run; `test_accuracy` is None in the phase `TUNE`, accuracies are between 0 and 1.
+
+    `machine` is the name of the processor or GPU, `commit` that of the package's source; "" where they are not known.
+    """
 
     phase: str
     batch_size: int
@@ -67,6 +91,8 @@ class Run:
     test_accuracy: float | None
     diverged: bool
     seconds: float
+    machine: str = ""
+    commit: str = ""
 
     @property
     def key(self) -> tuple[str, int, str, float, int]:
@@ -107,23 +133,27 @@ def check_experiment(experiment: Experiment) -> None:
         value = getattr(experiment, name)
         _require(0 <= value < math.inf, name, "finite and >= 0", value)
     _require(experiment.threshold >= 0, "threshold", ">= 0", experiment.threshold)
-    for name in ("batch_sizes", "sgd_learning_rates", "lars_learning_rates"):
+    grids = ["sgd_learning_rates", "nesterov_learning_rates"]
+    grids = [name for name in grids if getattr(experiment, name)] or grids[:1]
+    for name in ("batch_sizes", *grids, "lars_learning_rates"):
         values = getattr(experiment, name)
         _require(_ascending(values), name, "ascending numbers, at least one", " ".join(map(str, values)))
     sizes = experiment.batch_sizes
     _require(sizes[0] >= 2 and sizes[-1] <= experiment.n_train, "batch_sizes", "from 2 to `n_train`", sizes)
     _require(sizes[0] >= experiment.world_size, "world_size", "at most the smallest batch", experiment.world_size)
     _among((UNSHARDED, FSDP2), "shard", experiment.shard)
-    for name in ("sgd_learning_rates", "lars_learning_rates"):
+    for name in (*grids, "lars_learning_rates"):
         grid = getattr(experiment, name)
         _require(grid[0] > 0 and grid[-1] < math.inf, name, "positive and finite", grid)
-        _require(len(grid) == len(experiment.sgd_learning_rates), name, "as many as `sgd_learning_rates`", grid)
+        _require(len(grid) == len(getattr(experiment, grids[0])), name, f"as many as `{grids[0]}`", grid)
+    for name, rule, _ in experiment.broken_rules(experiment.world_size):
+        _require(False, name, rule, getattr(experiment, name))
 
 
 def check_run(experiment: Experiment, run: Run) -> None:
     """Raise ValueError where `run` is none of the runs of `experiment`, or its measures are not possible."""
     _among((TUNE, FINAL), "phase", run.phase)
-    _among(OPTIMIZERS, "optimizer", run.optimizer)
+    _among(experiment.optimizers, "optimizer", run.optimizer)
     _among(experiment.batch_sizes, "batch_size", run.batch_size)
     _among(experiment.grid(run.optimizer), "lr", run.lr)
     seeds = experiment.seed_range(run.phase)

@@ -12,10 +12,10 @@ from gradient_lars.cli.errors import CommandError
 from gradient_lars.cli.files import atomic
 from gradient_lars.cli.records import Experiment, RateSample, Run, check_experiment, check_run, check_samples
 
-_COLUMNS = [field.name for kind in (Experiment, Run) for field in fields(kind)]
-# Of a comparison in one process these are left out.
-_DEFAULTS = {field.name: str(field.default) for field in fields(Experiment) if field.default is not MISSING}
-_COLUMNS_ALONE = [column for column in _COLUMNS if column not in _DEFAULTS]
+# What has a default came later than the rest: a file may lack it, and settings that have their default are left out.
+_REQUIRED = [field.name for kind in (Experiment, Run) for field in fields(kind) if field.default is MISSING]
+_OPTIONAL = [field for field in fields(Experiment) if field.default is not MISSING]
+_MEASURED_LATER = [field for field in fields(Run) if field.default is not MISSING]
 
 
 class ResultsFile:
@@ -62,8 +62,8 @@ class ResultsFile:
         return [_cell(cells[column]) for column in self._columns()]
 
     def _columns(self) -> list[str]:
-        alone = all(_cell(getattr(self.experiment, name)) == default for name, default in _DEFAULTS.items())
-        return _COLUMNS_ALONE if alone else _COLUMNS
+        chosen = [field for field in _OPTIONAL if getattr(self.experiment, field.name) != field.default]
+        return [*_REQUIRED, *(field.name for field in (*chosen, *_MEASURED_LATER))]
 
 
 def read_results(path: Path) -> tuple[Experiment | None, list[Run]]:
@@ -73,13 +73,15 @@ def read_results(path: Path) -> tuple[Experiment | None, list[Run]]:
         CommandError: the file cannot be read, is not such a file, or mixes experiments.
     """
     (_, header), *lines = _read_rows(path) or [(1, [])]
-    if header not in (_COLUMNS, _COLUMNS_ALONE):
+    defaults = {field.name: _cell(field.default) for field in (*_OPTIONAL, *_MEASURED_LATER)}
+    known = len(set(header)) == len(header) and {*_REQUIRED} <= {*header} <= {*_REQUIRED, *defaults}
+    if not known:
         raise CommandError(f"{path} is not a results file of this version: its columns are others. Name another one.")
     experiment: Experiment | None = None
     runs: dict[Any, tuple[int, Run]] = {}
     for number, line in lines:
         try:
-            cells = {**_DEFAULTS, **_named(header, line)}
+            cells = {**defaults, **_named(header, line)}
             found = _parse(Experiment, cells)
             if experiment is None:
                 check_experiment(found)

@@ -6,35 +6,47 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gradient_lars.cli.errors import CommandError
-from gradient_lars.cli.launch import launched
+from gradient_lars.cli.launch import launched, world_size
+from gradient_lars.cli.recipe import Training
 
 SGD = "sgd"
+NESTEROV = "nesterov"
 LARS = "lars"
-OPTIMIZERS = (SGD, LARS)
+OPTIMIZERS = (SGD, NESTEROV, LARS)
+BOTH = "both"
+_BASELINES = {SGD: (SGD,), NESTEROV: (NESTEROV,), BOTH: (SGD, NESTEROV)}
 FULL = "full"
 DIGITS = "digits"
 FASHION_MNIST = "fashion-mnist"
 UNSHARDED = "none"
 FSDP2 = "fsdp2"
 
-# Both grids have 6 values a factor of 3 apart over 2.5 decades. They bracket the best rate of the default run (digits,
+# All grids have 6 values a factor of 3 apart over 2.5 decades. They bracket the best rate of the default run (digits,
 # 20 epochs) at every default batch size; LARS's rates are lower because its lr is about the relative change of a layer
 # in one step.
 DEFAULT_LEARNING_RATES = {
     SGD: (0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
+    NESTEROV: (0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
     LARS: (0.003, 0.01, 0.03, 0.1, 0.3, 1.0),
 }
 
 
+# Where Debian's package dataset-fashion-mnist puts the files.
+_DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+
+
 @dataclass(frozen=True)
-class Settings:
+class Settings(Training):
     """Checked options of one comparison.
 
     Attributes:
+        train_size: images that remain of the training split, the same share of each class; None means all.
         batch_sizes: integers and possibly `FULL`; empty means that they are derived from the size of the training
             split (see `resolve_batch_sizes`).
-        learning_rates: for each of `OPTIMIZERS` its grid, ascending.
+        learning_rates: for each optimizer that is compared its grid, ascending.
         seeds: the number of final runs of each cell.
+        tuning_seeds: the number of runs, with other seeds, of each learning rate.
+        halving: give each further tuning seed only to the better half of the learning rates.
     """
 
     data: str
@@ -50,20 +62,24 @@ class Settings:
     device: str
     out: Path
     shard: str = UNSHARDED
+    train_size: int | None = None
+    tuning_seeds: int = 2
+    halving: bool = False
 
     def __post_init__(self) -> None:
         """Check every number and the data set's name."""
         known = f"`{DIGITS}`, `{FASHION_MNIST}` or the path of an .npz file"
         if self.data not in (DIGITS, FASHION_MNIST) and not self.data.endswith(".npz"):
             raise CommandError(f"`--data` is `{self.data}`, which is unknown: give {known}.")
-        if self.data == FASHION_MNIST and self.data_dir is None:
+        if self.data == FASHION_MNIST and self.folder is None:
             raise CommandError(
                 "`--data fashion-mnist` needs `--data-dir DIR`, the folder of its four IDX files "
-                "(https://github.com/zalandoresearch/fashion-mnist has them)."
+                "(https://github.com/zalandoresearch/fashion-mnist has them, and Debian's dataset-fashion-mnist)."
             )
         if self.data != FASHION_MNIST and self.data_dir is not None:
             raise CommandError(f"`--data-dir` belongs to `--data {FASHION_MNIST}` only: leave it out.")
-        for name, value in (("--epochs", self.epochs), ("--seeds", self.seeds)):
+        counts = {"--epochs": self.epochs, "--seeds": self.seeds, "--tuning-seeds": self.tuning_seeds}
+        for name, value in counts.items():
             if value < 1:
                 raise CommandError(f"`{name}` must be at least 1, got {value}: give a positive whole number.")
         for name, number in (("--weight-decay", self.weight_decay), ("--eps", self.eps)):
@@ -81,6 +97,18 @@ class Settings:
                 f"start them with `torchrun --nproc-per-node 4 -m gradient_lars compare --shard {FSDP2}`, "
                 "or leave `--shard` out."
             )
+        if self.halving and self.tuning_seeds < 2:
+            raise CommandError("`--halving` gives the better half another seed: give `--tuning-seeds` 2 or more.")
+        for field, rule, remedy in self.broken_rules(world_size()):
+            option, value = f"--{field.replace('_', '-')}", getattr(self, field)
+            raise CommandError(f"`{option}` must be {rule}, got {_shown(value)}: {remedy}.")
+
+    @property
+    def folder(self) -> Path | None:
+        """Return the folder of the IDX files: what was given, or where Debian has them."""
+        if self.data == FASHION_MNIST and self.data_dir is None and _DEBIAN_FASHION_MNIST.is_dir():
+            return _DEBIAN_FASHION_MNIST
+        return self.data_dir
 
 
 def parse_batch_sizes(text: str | None) -> tuple[int | str, ...]:
@@ -134,8 +162,20 @@ def n_steps(n_train: int, batch_size: int, epochs: int) -> int:
     return epochs * (n_train // batch_size)
 
 
-def parse_learning_rates(texts: Sequence[str]) -> dict[str, tuple[float, ...]]:
-    """Read ``0.1,0.3`` (both optimizers), ``sgd:0.1,0.3`` and ``lars:0.01,0.03``; what is not given is the default.
+def compared(baseline: str) -> tuple[str, ...]:
+    """Return the optimizers of a comparison with `baseline`, in the order of `OPTIMIZERS`.
+
+    Raises:
+        CommandError: there is no such baseline.
+    """
+    if baseline not in _BASELINES:
+        known = ", ".join(f"`{name}`" for name in _BASELINES)
+        raise CommandError(f"`--baseline` is `{baseline}`, which is unknown: give one of {known}.")
+    return (*_BASELINES[baseline], LARS)
+
+
+def parse_learning_rates(texts: Sequence[str], optimizers: Sequence[str] = (SGD, LARS)) -> dict[str, tuple[float, ...]]:
+    """Read ``0.1,0.3`` (all of `optimizers`) and ``sgd:0.1,0.3`` (one); what is not given is the default.
 
     Raises:
         CommandError: not positive numbers, the same optimizer twice, or grids of different lengths.
@@ -144,9 +184,12 @@ def parse_learning_rates(texts: Sequence[str]) -> dict[str, tuple[float, ...]]:
     given: dict[str, tuple[float, ...]] = {}
     for text in texts:
         prefix, colon, values = text.rpartition(":")
-        names = (prefix.strip().lower(),) if colon else OPTIMIZERS
-        if names[0] not in OPTIMIZERS:
-            raise CommandError(f"`--learning-rates` names `{prefix}`: the optimizers are `sgd` and `lars`.")
+        names = (prefix.strip().lower(),) if colon else optimizers
+        if names[0] not in optimizers:
+            known = ", ".join(f"`{name}`" for name in optimizers[:-1])
+            raise CommandError(
+                f"`--learning-rates` names `{prefix}`: the optimizers are {known} and `{optimizers[-1]}`."
+            )
         grid = tuple(sorted(_positive(item, remedy) for item in _items(values, "--learning-rates", remedy)))
         if len(set(grid)) < len(grid):
             raise CommandError(f"`--learning-rates {text}` has a value twice: give each one once.")
@@ -154,12 +197,13 @@ def parse_learning_rates(texts: Sequence[str]) -> dict[str, tuple[float, ...]]:
             if name in given:
                 raise CommandError(f"`--learning-rates` gives the rates of `{name}` twice: give them once.")
             given[name] = grid
-    grids = {name: given.get(name, DEFAULT_LEARNING_RATES[name]) for name in OPTIMIZERS}
-    counts = {name: len(grid) for name, grid in grids.items()}
-    if counts[SGD] != counts[LARS]:
+    grids = {name: given.get(name, DEFAULT_LEARNING_RATES[name]) for name in optimizers}
+    if len({len(grid) for grid in grids.values()}) > 1:
+        counts = " and ".join(
+            f"{len(grid)} {'rates ' if name == optimizers[0] else ''}to {name}" for name, grid in grids.items()
+        )
         raise CommandError(
-            f"`--learning-rates` gives {counts[SGD]} rates to sgd and {counts[LARS]} to lars: "
-            "give both the same number, so that both are tuned equally."
+            f"`--learning-rates` gives {counts}: give all the same number, so that they are tuned equally."
         )
     return grids
 
@@ -179,3 +223,7 @@ def _positive(item: str, remedy: str) -> float:
     if not (math.isfinite(value) and value > 0):
         raise CommandError(f"`--learning-rates` has the item `{item}`: {remedy}.")
     return value
+
+
+def _shown(value: object) -> str:
+    return f"`{value}`" if isinstance(value, str) else str(value)

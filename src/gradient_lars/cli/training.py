@@ -1,41 +1,28 @@
-"""One training run: the same steps, schedule and batches for both optimizers."""
+"""One training run: the same steps, schedule and batches for all optimizers."""
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.optim.lr_scheduler import LinearLR, LRScheduler, PolynomialLR, SequentialLR
 
+import gradient_lars.torch
 from gradient_lars import GradientLARS
+from gradient_lars.cli.augment import augmentation
 from gradient_lars.cli.cluster import ALONE, Cluster
 from gradient_lars.cli.network import build_network, recompute_statistics
+from gradient_lars.cli.recipe import MATRICES, Recipe
 from gradient_lars.cli.records import RateSample
-from gradient_lars.cli.settings import LARS, n_steps
+from gradient_lars.cli.schedule import build_schedule
+from gradient_lars.cli.settings import LARS, NESTEROV, n_steps
 from gradient_lars.torch import HookHandle, add_hook
 
-WARM_UP = 0.1
-DECAY_POWER = 1.0
 RECORDED_STEPS = 200
 _EVALUATION_CHUNK = 4096
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that decides one run, apart from the data and the device."""
-
-    optimizer: str
-    lr: float
-    batch_size: int
-    epochs: int
-    seed: int
-    momentum: float
-    weight_decay: float
-    threshold: float
-    eps: float
 
 
 @dataclass(frozen=True)
@@ -58,31 +45,6 @@ class Fitted:
     losses: tuple[float, ...]
     seconds: float
     rates: tuple[RateSample, ...]
-
-
-def warm_up_steps(steps: int) -> int:
-    """Return how many of `steps` belong to the warm-up: a tenth, at least 1."""
-    return max(1, round(WARM_UP * steps))
-
-
-def build_schedule(optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler:
-    """Return a schedule, stepped once per optimizer step, that warms up linearly and then decays to zero.
-
-    With ``w = warm_up_steps(steps)`` step t (from 0) has the factor ``(t + 1) / w`` while t < w, then
-    ``(1 - (t - w) / (steps - w)) ** DECAY_POWER``. A power of 1 served both optimizers better than the paper's 2 on the
-    validation split of digits at the largest batch.
-    """
-    warm_up = warm_up_steps(steps)
-    if warm_up == 1:
-        return PolynomialLR(optimizer, total_iters=steps, power=DECAY_POWER)
-    return SequentialLR(
-        optimizer,
-        [
-            LinearLR(optimizer, start_factor=1 / warm_up, total_iters=warm_up - 1),
-            PolynomialLR(optimizer, total_iters=steps - warm_up, power=DECAY_POWER),
-        ],
-        milestones=[warm_up],
-    )
 
 
 def batch_order(n_train: int, recipe: Recipe) -> Iterator[Iterator[torch.Tensor]]:
@@ -118,11 +80,12 @@ def fit(
         The network, whether it diverged, the losses, the time that training took, and the rates.
     """
     device = train.x.device
-    network = build_network(train.x.shape[1], n_classes, recipe.seed, cluster.norm).to(device)
+    network = build_network(train.x.shape[1], n_classes, recipe.seed, cluster.norm, recipe.network).to(device)
     model = cluster.spread(network)
     optimizer, handle = _build_optimizer(recipe, network)
     steps = n_steps(len(train.y), recipe.batch_size, recipe.epochs)
-    schedule = build_schedule(optimizer, steps)
+    schedule = build_schedule(optimizer, steps, recipe.schedule, recipe.warm_up)
+    gradient = _Gradient(recipe, model, train, cluster)
     stride = math.ceil(steps / RECORDED_STEPS)
     rates: list[RateSample] = []
     losses: list[float] = []
@@ -131,15 +94,10 @@ def fit(
     for batches in batch_order(len(train.y), recipe):
         own_losses = []
         for indices in batches if not diverged else ():
-            chosen = cluster.part(indices).to(device)
             optimizer.zero_grad()
-            # Of parts that differ in size the mean over the processes is weighted: it is that over the batch.
-            weight = len(chosen) * cluster.size / len(indices)
-            loss = weight * functional.cross_entropy(model(train.x[chosen]), train.y[chosen])
-            loss.backward()  # type: ignore[no-untyped-call]
+            own_losses.append(gradient.accumulate(indices))
             optimizer.step()
             schedule.step()
-            own_losses.append(loss.detach())
             if record_rates and handle is not None and step % stride == 0:
                 rates.extend(_read_rates(handle, step))
             step += 1
@@ -148,9 +106,46 @@ def fit(
             losses += cluster.total(torch.stack(own_losses).cpu() / cluster.size).tolist()
             diverged = not all(map(math.isfinite, losses))
         on_epoch()
+    if device.type != "cpu":
+        torch.get_device_module(device).synchronize(device)
     seconds = time.perf_counter() - start
-    recompute_statistics(network, train.x, cluster.part)
+    if recipe.recompute_norm:
+        recompute_statistics(network, train.x, cluster.part)
     return Fitted(network, diverged, tuple(losses), seconds, tuple(rates))
+
+
+class _Gradient:
+    """The gradient of a batch, in as many pieces as `Recipe.micro_batch` asks for."""
+
+    def __init__(self, recipe: Recipe, model: nn.Module, train: Batch, cluster: Cluster) -> None:
+        self._recipe = recipe
+        self._model = model
+        self._train = train
+        self._cluster = cluster
+        self._moved = augmentation(recipe.augment, recipe.seed, cluster.part)
+
+    def accumulate(self, indices: torch.Tensor) -> torch.Tensor:
+        """Add the gradient of the mean loss over `indices`, and return this process's share of `size` times it."""
+        total = torch.zeros((), device=self._train.x.device)
+        for piece in self._pieces(indices):
+            chosen = self._cluster.part(piece).to(self._train.x.device)
+            # Of parts that differ in size the mean over the processes is weighted: it is that over the batch.
+            loss = len(chosen) * self._cluster.size / len(indices) * self._loss(chosen, len(piece))
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        return total
+
+    def _pieces(self, indices: torch.Tensor) -> Sequence[torch.Tensor]:
+        # Of equal size, up to one, so that none is too small for batch normalisation or has no image for a process.
+        most = self._recipe.micro_batch or len(indices)
+        return indices.tensor_split(math.ceil(len(indices) / most))
+
+    def _loss(self, chosen: torch.Tensor, size: int) -> torch.Tensor:
+        x = self._moved(self._train.x[chosen], size)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self._recipe.bf16):
+            outputs = self._model(x)
+        outputs = outputs.float() if self._recipe.bf16 else outputs
+        return functional.cross_entropy(outputs, self._train.y[chosen], label_smoothing=self._recipe.label_smoothing)
 
 
 @torch.no_grad()
@@ -172,16 +167,47 @@ def evaluate(network: nn.Module, split: Batch, cluster: Cluster = ALONE) -> tupl
     return correct / len(split.y), mean if math.isfinite(mean) else math.inf
 
 
-def _build_optimizer(recipe: Recipe, network: nn.Module) -> tuple[torch.optim.Optimizer, HookHandle | None]:
-    decay = 0.0 if recipe.optimizer == LARS else recipe.weight_decay
-    optimizer = torch.optim.SGD(network.named_parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=decay)
+def _build_optimizer(
+    recipe: Recipe, network: nn.Module
+) -> tuple[torch.optim.Optimizer, HookHandle | gradient_lars.torch.LARS | None]:
+    if recipe.optimizer == LARS and recipe.lr_in_momentum:
+        lars = _lars(recipe, network)
+        return lars, lars
+    optimizer = torch.optim.SGD(
+        network.named_parameters(),
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        weight_decay=0.0 if recipe.optimizer == LARS else recipe.weight_decay,
+        nesterov=recipe.optimizer == NESTEROV,
+    )
     if recipe.optimizer != LARS:
         return optimizer, None
     hook = GradientLARS(threshold=recipe.threshold, weight_decay=recipe.weight_decay, eps=recipe.eps)
-    return optimizer, add_hook(optimizer, hook)
+    params = (lambda name, p: p.ndim > 1) if recipe.adapt == MATRICES else None
+    return optimizer, add_hook(optimizer, hook, params=params)
 
 
-def _read_rates(handle: HookHandle, step: int) -> list[RateSample]:
+def _lars(recipe: Recipe, network: nn.Module) -> gradient_lars.torch.LARS:
+    """Return what the hook computes, with the learning rate inside the momentum."""
+    every = recipe.adapt != MATRICES
+    adapted = [(name, p) for name, p in network.named_parameters() if every or p.ndim > 1]
+    others = [(name, p) for name, p in network.named_parameters() if not (every or p.ndim > 1)]
+    groups: list[dict[str, Any]] = [{"params": adapted, "adapt": True}]
+    if others:
+        groups.append({"params": others, "adapt": False, "weight_decay": 0.0})
+    return gradient_lars.torch.LARS(
+        groups,
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        trust_coefficient=1.0,
+        threshold=recipe.threshold,
+        eps=recipe.eps,
+        lr_in_momentum=True,
+    )
+
+
+def _read_rates(handle: HookHandle | gradient_lars.torch.LARS, step: int) -> list[RateSample]:
     rates = handle.rates()
     columns = (rates.p_norm.tolist(), rates.g_norm.tolist(), rates.rate.tolist(), rates.adapted.tolist())
     return [
