@@ -3,13 +3,14 @@
 # make check     format, lint, types, import rules
 # make docs      the documentation, in docs/_build/html; a warning is an error
 # make results   the committed comparison made anew, and README's tables      make clean   remove what these made
+# make parity    how far LARS is from the published variants, 10 minutes, and the plots of docs/variants.md
 # make traffic   what a step sends under FSDP2, 4 processes on the CPU, 2 minutes
 # make bench     time the step beside SGD's and other LARS, CPU, 3 minutes      make bench-gpu   the same on a CUDA device
 
 PYTHON ?= python3.11
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-slow check docs results traffic bench bench-gpu clean
+.PHONY: demo test test-slow check docs results parity traffic bench bench-gpu clean
 
 demo: .venv/.demo
 	.venv/bin/gradient-lars compare --out demo --overwrite
@@ -34,6 +35,12 @@ docs: .venv/.docs
 
 results: .venv/.demo
 	.venv/bin/gradient-lars compare --out benchmarks/results/compare-digits --overwrite
+	.venv/bin/python benchmarks/make_readme.py
+
+parity: .venv/.test
+	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/parity.py --out benchmarks/results/parity.csv
+	.venv/bin/gradient-lars variants --out docs/variants-matrix.png
+	.venv/bin/gradient-lars variants --out docs/variants-bias.png --bias
 	.venv/bin/python benchmarks/make_readme.py
 
 traffic: .venv/.bench

@@ -2,9 +2,9 @@
 
     python benchmarks/parity.py --out benchmarks/results/parity.csv
 
-One row a variant and path: the largest difference of a layer from its golden, of the layer's scale there, over all of the
-variant's goldens, after each stored step. What a path refuses is not counted, and its refusal is kept. The goldens and
-what replays them are those of ``tests/variants``. Needs the development dependencies; the kernels run in Triton's
+One row a variant and path: the largest difference of a layer from its golden, of the layer's scale there, over all of
+the variant's goldens, after each stored step. What a path refuses is not counted, and its refusal is kept. The goldens
+and what replays them are those of ``tests/variants``. Needs the development dependencies; the kernels run in Triton's
 interpreter, which takes minutes.
 """
 
@@ -98,14 +98,19 @@ PATHS: dict[str, Callable[[Golden], Trajectory]] = {
 
 def measured(variant: str, path: str, goldens: Sequence[Golden]) -> tuple[int, int, float | None, str]:
     """Return how many goldens there are and how many were refused, the largest difference and the refusals' texts."""
-    errors, refusals = [], []
-    own = [golden for golden in goldens if golden.variant == variant]
-    for golden in own:
-        try:
-            errors.append(error_of(golden, PATHS[path](golden)))
-        except (RuntimeError, ValueError) as refusal:
-            refusals.append(str(refusal))
-    return len(own), len(refusals), max(errors, default=None), " / ".join(dict.fromkeys(refusals))
+    found = [_error(golden, path) for golden in goldens if golden.variant == variant]
+    refusals = [refusal for refusal in found if isinstance(refusal, str)]
+    errors = [error for error in found if not isinstance(error, str)]
+    return len(found), len(refusals), max(errors, default=None), " / ".join(dict.fromkeys(refusals))
+
+
+def _error(golden: Golden, path: str) -> float | str:
+    """Return the difference from the golden, or why the path refuses it."""
+    try:
+        trajectory = PATHS[path](golden)
+    except (RuntimeError, ValueError) as refusal:
+        return str(refusal)
+    return error_of(golden, trajectory)
 
 
 def proof_of(variant: str) -> tuple[str, str]:

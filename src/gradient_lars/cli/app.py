@@ -278,13 +278,14 @@ def variants_command(
     out: Annotated[Path | None, typer.Option(help="PNG or SVG to draw the steps to.", show_default="no plot")] = None,
     bias: Annotated[bool, typer.Option("--bias", help="Draw the steps of a bias, not of a weight matrix.")] = False,
     lr: Annotated[
-        float | None, typer.Option(help="Learning rate of the steps drawn; LARC's clipping goes by it.", show_default="1")
+        float | None,
+        typer.Option(help="Learning rate of the steps drawn; LARC's clipping goes by it.", show_default="1"),
     ] = None,
 ) -> None:
     """Show in which settings the published LARS variants differ, and draw the steps they take.
 
-    The settings are those of `gradient_lars.presets`, by the names that `gradient_lars.torch.LARS` has for them. The plot
-    has the first step of one layer, relative to its weights, as weight decay, gradient norm and weight norm vary.
+    The settings are those of `gradient_lars.presets`, by the names that `gradient_lars.torch.LARS` has for them. The
+    plot has the first step of one layer, relative to its weights, as weight decay, gradient norm and weight norm vary.
     """
     with _mistakes():
         from gradient_lars.cli.variants import chosen, print_variants

@@ -50,7 +50,7 @@ def save_variants_plot(path: Path, shown: Sequence[Preset], *, bias: bool, lr: f
     top = max(float(values.max()) for _, steps in lines for values in steps.values())
     panels[0].set_ylim(0, 2 * max(top, bottom))
     panels[0].set_ylabel("step of the layer, ||dp|| / ||p||")
-    what = f"A bias of {shape[0]}" if bias else f"A weight matrix of {shape[0]} x {shape[1]}"
+    what = f"A bias of {shape[0]}" if bias else f"A weight matrix of {' x '.join(map(str, shape))}"
     usual = ", ".join(f"{_SYMBOLS[name]} = {value:g}" for name, value in USUAL.items())
     figure.suptitle(f"{what}: the first step at lr = {lr:g}. Unless it varies: {usual}", fontsize=11)
     handles, _ = panels[0].get_legend_handles_labels()

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ class Layer:
 
 
 # In the middle of a training: the decay is small beside the gradient, and both beside the weights.
-USUAL = {"p_norm": 10.0, "g_norm": 1.0, "weight_decay": 1e-4}
+USUAL: dict[str, float] = {"p_norm": 10.0, "g_norm": 1.0, "weight_decay": 1e-4}
 # What varies, over which values; at 0, variants have rules of their own.
 VARIED: dict[str, tuple[float, ...]] = {
     "weight_decay": (0.0, *np.logspace(-5, 1, 37)),
@@ -37,13 +37,14 @@ VARIED: dict[str, tuple[float, ...]] = {
 
 def layers(varied: str, shape: tuple[int, ...]) -> list[Layer]:
     """Return the usual layer with one figure in all its values."""
-    usual = Layer(shape, **USUAL)
-    return [replace(usual, **{varied: float(value)}) for value in VARIED[varied]]
+    return [Layer(shape, **{**USUAL, varied: float(value)}) for value in VARIED[varied]]
 
 
 def relative_steps(preset: Preset, layers: Sequence[Layer], lr: float) -> np.ndarray:
     """Return ``||dp|| / ||p||`` of the first step that LARS takes with the preset, for each of `layers`."""
-    p, g = (torch.randn(layers[0].shape, generator=torch.Generator().manual_seed(i), dtype=torch.float64) for i in (0, 1))
+    p, g = (
+        torch.randn(layers[0].shape, generator=torch.Generator().manual_seed(i), dtype=torch.float64) for i in (0, 1)
+    )
     p, g = p / torch.linalg.vector_norm(p), g / torch.linalg.vector_norm(g)
     params = [torch.nn.Parameter(p * layer.p_norm) for layer in layers]
     groups: dict[float, list[torch.nn.Parameter]] = {}
@@ -52,7 +53,9 @@ def relative_steps(preset: Preset, layers: Sequence[Layer], lr: float) -> np.nda
         groups.setdefault(layer.weight_decay, []).append(param)
     own = [{"params": members, "weight_decay": weight_decay} for weight_decay, members in groups.items()]
     LARS(own, lr=lr, **preset).step()
-    steps = [torch.linalg.vector_norm(param.detach() - p * layer.p_norm) for param, layer in zip(params, layers, strict=True)]
+    steps = [
+        torch.linalg.vector_norm(param.detach() - p * layer.p_norm) for param, layer in zip(params, layers, strict=True)
+    ]
     return np.array([float(step) / layer.p_norm for step, layer in zip(steps, layers, strict=True)])
 
 
@@ -73,5 +76,7 @@ def grouped(shown: Sequence[Preset], shape: tuple[int, ...], lr: float) -> Itera
 
 def least(steps: Sequence[dict[str, np.ndarray]]) -> float:
     """Return the power of ten at or below the least step that is not 0."""
-    found = min((float(values[values > 0].min()) for step in steps for values in step.values() if values.any()), default=1.0)
+    found = min(
+        (float(values[values > 0].min()) for step in steps for values in step.values() if values.any()), default=1.0
+    )
     return float(10.0 ** math.floor(math.log10(found)))
