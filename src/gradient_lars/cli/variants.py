@@ -30,7 +30,6 @@ MEANINGS = {
     "lr_in_momentum": "lr acts before the momentum (True) or after it",
     "dampen_first_step": "dampening acts in the first step too",
 }
-LEAST_WIDTH = 60
 _GAP = 2
 
 
@@ -65,7 +64,7 @@ def print_variants(output: Console, shown: Sequence[Preset]) -> None:
         output.print(_of_one(shown[0]))
     else:
         for table in _tables(output, shown, settings):
-            output.print(table, crop=False)
+            output.print(table)
             output.print()
         if settings:
             output.print(_meanings(settings))
@@ -91,7 +90,7 @@ def _tables(output: Console, shown: Sequence[Preset], settings: Sequence[str]) -
         setting: _GAP + max(*map(len, _heading(setting)), *(len(cell(preset[setting])) for preset in shown))
         for setting in settings
     }
-    room = max(LEAST_WIDTH, output.width) - first
+    room = output.width - first
     count = len(_packed(widths, room))
     while room > max(widths.values(), default=room) and len(_packed(widths, room - 1)) == count:
         room -= 1
