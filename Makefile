@@ -5,6 +5,7 @@
 # make results   the committed comparison made anew, and README's tables      make clean   remove what these made
 # make study-small   LARS, SGD and Nesterov SGD at large batches, 10 minutes on the CPU (docs/study.md)
 # make study-cpu   the same on Fashion-MNIST, an hour      make study   with a VGG-like network on a CUDA device
+# make parity    how far LARS is from the published variants, 10 minutes, and the plots of docs/variants.md
 # make traffic   what a step sends under FSDP2, 4 processes on the CPU, 2 minutes
 # make bench     time the step beside SGD's and other LARS, CPU, 3 minutes      make bench-gpu   the same on a CUDA device
 
@@ -13,7 +14,7 @@ PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check --cons
 
 STUDY ?= build/study
 
-.PHONY: demo test test-slow check docs results study-small study-cpu study traffic bench bench-gpu clean
+.PHONY: demo test test-slow check docs results study-small study-cpu study parity traffic bench bench-gpu clean
 
 demo: .venv/.demo
 	.venv/bin/gradient-lars compare --out demo --overwrite
@@ -49,6 +50,12 @@ study-cpu: .venv/.demo
 
 study: .venv/.demo
 	.venv/bin/python study/run.py gpu --out $(STUDY)
+
+parity: .venv/.test
+	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/parity.py --out benchmarks/results/parity.csv
+	.venv/bin/gradient-lars variants --out docs/variants-matrix.png
+	.venv/bin/gradient-lars variants --out docs/variants-bias.png --bias
+	.venv/bin/python benchmarks/make_readme.py
 
 traffic: .venv/.bench
 	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/traffic.py --out benchmarks/results/traffic.csv

@@ -12,12 +12,14 @@ from gradient_lars.cli.bench_table import figure, lines_of, setting_of, title_of
 from gradient_lars.cli.bench_workloads import WORKLOADS
 from gradient_lars.cli.results import read_results
 from gradient_lars.cli.summary import Cell, conclusion, summarise
+from gradient_lars.cli.variants import MEANINGS, cell, chosen, differing
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 DISTRIBUTED = ROOT / "docs" / "distributed.md"
 CHOOSE = ROOT / "docs" / "choose.md"
 PERFORMANCE = ROOT / "docs" / "performance.md"
+VARIANTS = ROOT / "docs" / "variants.md"
 RESULTS = ROOT / "benchmarks" / "results"
 
 # What the calculation for many ranks assumes of their network.
@@ -120,6 +122,49 @@ def recipes() -> str:
     return "\n".join(lines)
 
 
+def settings() -> str:
+    """Return two tables of the settings in which the presets differ: the numbers, and the rules."""
+    blocks = []
+    names = differing(chosen(None))
+    numbers = names[: names.index("norm_of")]
+    for part in (numbers, names[len(numbers) :]):
+        rows = [[f"`{preset.name}`", *(cell(preset[name]) for name in part)] for preset in chosen(None)]
+        lines = [f"| | {' | '.join(f'`{name}`' for name in part)} |", "|---|" + "---:|" * len(part)]
+        lines += [f"| {' | '.join(row)} |" for row in rows]
+        blocks.append("\n".join(lines))
+    same = [f"`{name}={presets.paper[name]!r}`" for name in MEANINGS if name not in names]
+    return "\n\n".join([*blocks, f"All have {' and '.join(same)}."])
+
+
+def variants() -> str:
+    """Return what each preset says of itself."""
+    lines = ["| | what it is | learning rate | source |", "|---|---|---|---|"]
+    rows = [[f"`{preset.name}`", preset.about, preset.lr, preset.source] for preset in chosen(None)]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def parity() -> str:
+    """Return the table of how far every path is from every variant's goldens."""
+    with (RESULTS / "parity.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    paths = list(dict.fromkeys(row["path"] for row in rows))
+    lines = [f"| | goldens | {' | '.join(paths)} | the goldens are |", f"|---|---:|{'---:|' * len(paths)}---|"]
+    for variant in dict.fromkeys(row["variant"] for row in rows):
+        own = [row for row in rows if row["variant"] == variant]
+        figures = []
+        for row in own:
+            error = f"{float(row['error']):.0e}".replace("e-0", "e-") if row["error"] else "-"
+            figures.append(f"{error} ({row['refused']})" if int(row["refused"]) else error)
+        proof = f"{own[0]['proof']}: {own[0]['peer']}" if own[0]["peer"] else own[0]["proof"]
+        lines.append(f"| `{variant}` | {own[0]['goldens']} | {' | '.join(figures)} | {proof} |")
+    first = rows[0]
+    versions = ", ".join(f"{name} {first[key]}" for name, key in _VERSIONS.items())
+    return "\n".join([*lines, "", f"{first['date'][:10]}, {versions}."])
+
+
+_VERSIONS = {"PyTorch": "torch", "Triton": "triton", "JAX": "jax", "optax": "optax"}
+
+
 def _traffic() -> list[dict[str, str]]:
     with (RESULTS / "traffic.csv").open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
@@ -185,6 +230,7 @@ PAGES = {
     DISTRIBUTED: {"traffic": traffic, "at-scale": at_scale},
     CHOOSE: {"compare-digits": compare_digits, "recipes": recipes},
     PERFORMANCE: {"bench-full": bench_full, "host": host},
+    VARIANTS: {"settings": settings, "variants": variants, "parity": parity},
 }
 
 

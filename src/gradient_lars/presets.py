@@ -148,8 +148,8 @@ larc = _preset(
 )
 timm = _preset(
     "timm",
-    "timm's Lars. Without weight decay it is plain SGD; timm's always_adapt is `adapt_without_decay`. its trust_clip "
-    "(`trust_clip`) also clips layers whose weights or gradient are zero, at learning rates above 1; this does not.",
+    "timm's Lars. Without weight decay it is plain SGD; its always_adapt is `adapt_without_decay`. Its trust_clip also "
+    "clips layers whose weights or gradient are zero, at learning rates above 1; `trust_clip` here does not.",
     lr="1.0 by default",
     source="huggingface/pytorch-image-models 1.0.31, timm/optim/lars.py",
 )

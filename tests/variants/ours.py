@@ -82,6 +82,46 @@ def replayed(golden, dtype=torch.float64, **path):
     return trajectory, optimizer
 
 
+def replayed_in_optax(golden):
+    """Return the weights after each step of the optax form with the preset.
+
+    Raises ValueError where it has no such form.
+    """
+    import jax.numpy as jnp
+    import optax
+
+    from gradient_lars.optax import lars
+    from jax_cases import x64
+
+    preset, others = preset_of(golden)
+    if any(others.values()):
+        raise ValueError(f"`{next(iter(others))}` is no setting of the optax form. Chain it with optax.scale(-1.0).")
+    settings = preset.optax()
+    undecayed = golden.settings.get("exclude_from_weight_decay", ())
+    adapted = {name: name not in golden.excluded for name in golden.initial}
+    decays = {
+        name: not any(part in name for part in undecayed) and (adapted[name] or preset["decay_excluded"])
+        for name in golden.initial
+    }
+    # Its own masks go by the number of dimensions, the golden's by whatever the peer goes by.
+    settings |= {"trust_ratio_mask": adapted, "weight_decay_mask": decays}
+    vectors = {name: value.ndim == 1 for name, value in golden.initial.items()}
+    with x64("float64"):
+        rates = jnp.asarray(golden.lrs)
+        transformation = optax.chain(
+            lars(lambda count: rates[count], **settings),
+            # Where the learning rate acts after the momentum, that of some layers can be had by a factor.
+            optax.masked(optax.scale(golden.settings.get("bias_lr_ratio", 1.0)), vectors),
+        )
+        weights = {name: jnp.asarray(value) for name, value in golden.initial.items()}
+        state, trajectory = transformation.init(weights), []
+        for grads in golden.grads:
+            updates, state = transformation.update({name: jnp.asarray(g) for name, g in grads.items()}, state, weights)
+            weights = optax.apply_updates(weights, updates)
+            trajectory.append({name: np.asarray(weights[name]) for name in golden.initial})
+    return trajectory
+
+
 def error_of(golden, trajectory):
     """Return the largest difference of a layer from the golden trajectory, of its scale there."""
     worst = 0.0

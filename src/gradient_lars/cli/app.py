@@ -1,10 +1,11 @@
 """The commands, their options and help."""
 
+import math
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -358,6 +359,57 @@ def inspect_command(
         if plot is None and html is None:
             plot = record.with_suffix(".png")
         inspect(record, plot, html, Console(highlight=False))
+
+
+@app.command(
+    "variants",
+    epilog="""
+**Examples**
+
+    gradient-lars variants
+
+    gradient-lars variants --only larc,timm
+
+    gradient-lars variants --out steps.png
+
+    gradient-lars variants --out steps-of-biases.png --bias --lr 0.1
+""",
+)
+def variants_command(
+    only: Annotated[str | None, typer.Option(help="Such as `larc,timm`.", show_default="all")] = None,
+    out: Annotated[Path | None, typer.Option(help="PNG or SVG to draw the steps to.", show_default="no plot")] = None,
+    bias: Annotated[bool, typer.Option("--bias", help="Draw the steps of a bias, not of a weight matrix.")] = False,
+    lr: Annotated[
+        float | None,
+        typer.Option(help="Learning rate of the steps drawn; LARC's clipping goes by it.", show_default="1"),
+    ] = None,
+) -> None:
+    """Show in which settings the published LARS variants differ, and draw the steps they take.
+
+    The settings are those of `gradient_lars.presets`, by the names that `gradient_lars.torch.LARS` has for them. The
+    plot has the first step of one layer, relative to its weights, as weight decay, gradient norm and weight norm vary.
+    """
+    with _mistakes():
+        from gradient_lars.cli.variants import chosen, print_variants
+
+        shown = chosen(only)
+        if out is not None:
+            _draw_variants(shown, out, bias=bias, lr=1.0 if lr is None else lr)
+        elif bias or lr is not None:
+            raise CommandError(f"`{'--bias' if bias else '--lr'}` is of the plot: add `--out PLOT.png`.")
+        print_variants(Console(highlight=False), shown)
+        if out is not None:
+            typer.echo(f"\nPlot: {out}")
+
+
+def _draw_variants(shown: list[Any], out: Path, *, bias: bool, lr: float) -> None:
+    if not (math.isfinite(lr) and lr > 0):
+        raise CommandError(f"`--lr` must be > 0 and finite, got {lr:g}: recipes use 0.1 to 30.")
+    require(["torch", "numpy", "matplotlib"], "`gradient-lars variants --out`")
+    from gradient_lars.cli.variants_plot import check_plot, save_variants_plot
+
+    check_plot(out)
+    save_variants_plot(out, shown, bias=bias, lr=lr)
 
 
 @app.command("info", epilog="**Example**\n\n    gradient-lars info")
