@@ -137,7 +137,7 @@ def _from_function(text: str) -> Task:
     for part, right in ((model, isinstance(model, nn.Module)), (loss, callable(loss))):
         if not right:
             raise CommandError(f"`{text}` returned {_shown(part)} in the wrong place: it must {_CONTRACT}.")
-    return Task(text, model, _checked_data(text, data), loss)
+    return Task(Path(text).name, model, _checked_data(text, data), loss)
 
 
 def _checked_data(text: str, data: Any) -> Any:
