@@ -84,6 +84,9 @@ class Probe:
         try:
             with _buffers_kept(self._task.model):
                 gradient = self._gradient(self._loss(batch), again=True)
+                if _has_error(gradient):
+                    self.no_hessian = "an operation of the model is marked as differentiable once only"
+                    return None
                 difference = torch._foreach_sub(first, mean)
                 return self._quadratic_form(gradient, mean), self._quadratic_form(gradient, difference)
         except (RuntimeError, NotImplementedError) as error:
@@ -100,6 +103,25 @@ class Probe:
             along, self.parameters, retain_graph=True, allow_unused=True, materialize_grads=True
         )
         return _dot(product, v)
+
+
+def _has_error(gradient: Sequence[Tensor]) -> bool:
+    """Say whether an operation without second derivative made `gradient`.
+
+    PyTorch puts a node there that raises, but no path leads through it to the parameters: it would be left out of the
+    derivative without a word.
+    """
+    seen: set[Any] = set()
+    waiting: list[Any] = [part.grad_fn for part in gradient]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == "torch::autograd::Error":
+            return True
+        seen.add(node)
+        waiting += [before for before, _ in node.next_functions]
+    return False
 
 
 def _dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
