@@ -1,7 +1,9 @@
 """``gradient-lars advise``: its tables and CSV, users' functions, and their mistakes."""
 
 import csv
+import importlib.util
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -279,3 +281,12 @@ def test_the_nearest_power(value, most, power):
 def test_the_steps_of_a_batch():
     settings = AdviseSettings(None, "digits", None, None, 32, 8, 20, 1.0, 256, True, "cpu", 0, None)
     assert settings.big_batch == 256
+
+
+def test_the_tables_of_the_page_are_current():
+    root = Path(__file__).resolve().parents[2]
+    spec = importlib.util.spec_from_file_location("advise_check", root / "benchmarks" / "advise_check.py")
+    check = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(check)
+    page = (root / "docs" / "advise.md").read_text(encoding="utf-8")
+    assert f"<!-- begin advise-check -->\n\n{check.tables()}\n\n<!-- end advise-check -->" in page
