@@ -16,6 +16,7 @@ QUICK = {
     "compare": ["--epochs", "1", "--seeds", "1", "--batch-sizes", "full", *_RATES],
     "bench": ["--rounds", "1", "--seconds", "1"],
     "info": [],
+    "advise": ["--steps", "30", "--micro-batches", "2"],
     "variants": [],
 }
 # What a page claims of the numbers that its blocks compute.
