@@ -198,6 +198,7 @@ def assert_refused(result, match):
 )
 def test_mistakes_in_options(cli, tmp_path, monkeypatch, arguments, match):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("gradient_lars.cli.settings._DEBIAN_FASHION_MNIST", tmp_path / "gone")
     assert_refused(cli("advise", *arguments), match)
 
 

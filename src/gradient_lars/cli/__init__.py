@@ -1,4 +1,4 @@
-"""The command line ``gradient-lars``: ``compare``, ``bench``, ``advise``, ``inspect`` and ``info``."""
+"""The command line ``gradient-lars``: ``compare``, ``bench``, ``inspect``, ``variants``, ``advise`` and ``info``."""
 
 import sys
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gradient_lars.cli.errors import CommandError
 from gradient_lars.cli.launch import launched
-from gradient_lars.cli.settings import DIGITS, FASHION_MNIST
+from gradient_lars.cli.settings import DIGITS, FASHION_MNIST, folder_of
 
 STRETCHES = ("start", "middle", "end")
 LEAST_STEPS = 30
@@ -62,10 +62,10 @@ class AdviseSettings:
                 f"`--data` is `{self.data}`, which is unknown: give `{DIGITS}` or `{FASHION_MNIST}`, or your own "
                 "function, such as `train.py:task`."
             )
-        if self.data == FASHION_MNIST and self.data_dir is None:
+        if self.data == FASHION_MNIST and folder_of(self.data, self.data_dir) is None:
             raise CommandError(
                 "`--data fashion-mnist` needs `--data-dir DIR`, the folder of its four IDX files "
-                "(https://github.com/zalandoresearch/fashion-mnist has them)."
+                "(https://github.com/zalandoresearch/fashion-mnist has them, and Debian's dataset-fashion-mnist)."
             )
         if self.data != FASHION_MNIST and self.data_dir is not None:
             raise CommandError(f"`--data-dir` belongs to `--data {FASHION_MNIST}` only: leave it out.")

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 
 from gradient_lars.cli.advise_settings import AdviseSettings
 from gradient_lars.cli.errors import CommandError
+from gradient_lars.cli.settings import folder_of
 
 Loss = Callable[[nn.Module, Any], Tensor]
 _CONTRACT = "return (model, data, loss_fn): a torch.nn.Module, a DataLoader or Dataset, and loss_fn(model, batch)"
@@ -115,7 +116,7 @@ def _built_in(settings: AdviseSettings) -> Task:
     from gradient_lars.cli.data import load
     from gradient_lars.cli.network import build_network
 
-    found = load(cast(str, settings.data), settings.data_dir)
+    found = load(cast(str, settings.data), folder_of(settings.data, settings.data_dir))
     data = TensorDataset(torch.from_numpy(found.train.x), torch.from_numpy(found.train.y))
     model = build_network(found.train.x.shape[1], found.n_classes, settings.seed)
     return Task(found.name, model, data, cross_entropy)

@@ -35,6 +35,13 @@ DEFAULT_LEARNING_RATES = {
 _DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
 
+def folder_of(data: str | None, data_dir: Path | None) -> Path | None:
+    """Return the folder of the IDX files of a data set: what was given, or where Debian has them, or None."""
+    if data == FASHION_MNIST and data_dir is None and _DEBIAN_FASHION_MNIST.is_dir():
+        return _DEBIAN_FASHION_MNIST
+    return data_dir
+
+
 @dataclass(frozen=True)
 class Settings(Training):
     """Checked options of one comparison.
@@ -106,9 +113,7 @@ class Settings(Training):
     @property
     def folder(self) -> Path | None:
         """Return the folder of the IDX files: what was given, or where Debian has them."""
-        if self.data == FASHION_MNIST and self.data_dir is None and _DEBIAN_FASHION_MNIST.is_dir():
-            return _DEBIAN_FASHION_MNIST
-        return self.data_dir
+        return folder_of(self.data, self.data_dir)
 
 
 def parse_batch_sizes(text: str | None) -> tuple[int | str, ...]:
