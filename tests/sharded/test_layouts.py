@@ -96,7 +96,9 @@ def _every_variant(index):
             _equals_one_process(index, torch.float64, _kernels, "fused", **settings)
 
 
-@pytest.mark.parametrize(("name", "ranks"), [("two dimensions", 4), ("mixed with plain", 2)])
+@pytest.mark.parametrize(
+    ("name", "ranks"), [pytest.param("two dimensions", 4, marks=pytest.mark.slow), ("mixed with plain", 2)]
+)
 def test_the_variants_equal_one_process(name, ranks):
     on_ranks(ranks, _every_variant, [layout.name for layout in LAYOUTS].index(name))
 

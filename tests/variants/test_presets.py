@@ -43,7 +43,14 @@ INTERPRETED = ("optax-decay", "barlow_twins-decay", "larc-clip-large", "pytorch_
 INTERPRETED += ("timm-decay", "pytorch_optimizer-maximize")
 
 
-@pytest.mark.parametrize("golden", [g for g in GOLDENS if str(g) in INTERPRETED], ids=str)
+QUICK = ("barlow_twins-decay", "larc-clip-large")
+
+
+@pytest.mark.parametrize(
+    "golden",
+    [pytest.param(g, marks=() if str(g) in QUICK else pytest.mark.slow) for g in GOLDENS if str(g) in INTERPRETED],
+    ids=str,
+)
 def test_the_kernels_follow_the_peer(golden, monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     with np.errstate(all="ignore"):
