@@ -1,7 +1,8 @@
 r"""The published LARS variants, as settings of `gradient_lars.torch.LARS` and of `gradient_lars.optax.lars`.
 
 A preset is a frozen mapping: it unpacks into keyword arguments. What it does not hold, above all the learning rate, is
-yours to give; `Preset.lr` says what the source uses. Each is tested against the package itself where that can be
+yours to give; `Preset.lr` says what the source uses. `Preset.replace` changes a setting: one that is given
+beside the preset too is an error of Python. Each is tested against the package itself where that can be
 installed, and else against an independent float64 transcription of its source.
 
 Example:

@@ -157,6 +157,7 @@ def test_summary_of_nothing():
     summary = Records([]).summary()
     assert (summary.layers, summary.findings, summary.steps) == ([], [], None)
     assert "no step recorded" in str(summary)
+    assert "Nothing to judge yet" in str(summary)
 
 
 def test_summary_figures():

@@ -91,7 +91,7 @@ class GradientLARSCallback(pl.Callback):
 
     @property
     def handles(self) -> list[HookHandle]:
-        """The hook's handles, one for each optimizer, for their `rates`; they can be read after the fit too."""
+        """The hook's handles, one for each optimizer, for their `rates`: none before the fit begins, kept after it."""
         return self._attachment.handles
 
     @property

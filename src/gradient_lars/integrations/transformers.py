@@ -73,7 +73,7 @@ class GradientLARSCallback(TrainerCallback):
 
     @property
     def handles(self) -> list[HookHandle]:
-        """The hook's handle, in a list, for its `rates`; it can be read after the training too."""
+        """The hook's handle, in a list, for its `rates`: none before the training begins, kept after it."""
         return self._attachment.handles
 
     @property

@@ -67,8 +67,10 @@ class Monitor:
         ...     for _ in range(3):
         ...         small.grad, large.grad = torch.ones(4), torch.ones(4)
         ...         optimizer.step()
-        >>> [f"{layer.layer}: rate {layer.rate:.2f}, update {layer.update:.2f}" for layer in monitor.summary().layers]
-        ['small: rate 0.02, update 0.02', 'large: rate 1.91, update 0.02']
+        >>> for layer in monitor.summary().layers:
+        ...     print(f"{layer.layer}: rate {layer.rate:.2f}, update {layer.update:.2f}")
+        small: rate 0.02, update 0.02
+        large: rate 1.96, update 0.02
     """
 
     def __init__(
@@ -268,7 +270,7 @@ def _check_source(source: Any) -> None:
     if not isinstance(source, LARS | HookHandle):
         raise TypeError(
             f"`source` must be a LARS or what `add_hook` returned, got {type(source).__name__}. Of an optimizer with "
-            "a hook, pass the handle."
+            "a hook, pass the handle; to a framework's callback, pass `monitor=lambda handle: Monitor(handle)`."
         )
     # Where no step was taken yet there is one to come.
     with contextlib.suppress(RuntimeError):

@@ -106,6 +106,8 @@ class Summary:
             yield Text(line, style=style)
 
     def _verdict(self) -> list[str]:
+        if self.steps is None:
+            return ["Nothing to judge yet. Take a step; of several processes, ask the monitor of rank 0."]
         return [f"! {finding.text}" for finding in self.findings] or ["Nothing to remark."]
 
     def _table(self, *, narrow: bool) -> "Table":

@@ -70,7 +70,8 @@ def param_groups(
     Example:
         >>> import torch
         >>> from gradient_lars.torch import LARS, param_groups
-        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.Linear(8, 2))
+        >>> layers = [torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.Linear(8, 2)]
+        >>> model = torch.nn.Sequential(*layers)
         >>> groups = param_groups(model, 1e-4, rules=[("2.*", {"lr": 0.1})])
         >>> print(groups)
         name      shape         group  weight_decay  adapt  lr   reason
