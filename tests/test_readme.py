@@ -34,7 +34,7 @@ def test_chainer_blocks_run_in_a_process_of_their_own():
 
 
 def test_code_blocks_run_one_after_the_other(capsys):
-    assert len(BLOCKS) == 7
+    assert len(BLOCKS) == 8
     assert len(_blocks(chainer=True)) == 2
     namespace = {}
     for block in _blocks(chainer=False):
