@@ -303,7 +303,7 @@ class LARS(torch.optim.Optimizer):
         """
         own = [{k: v for k, v in group.items() if k not in ("params", "param_names")} for group in self.param_groups]
         from_sgd = ["lr_in_momentum" not in group for group in state_dict["param_groups"]]
-        # A state from before `norm_of` leaves this as it is here. Of other numbers of groups PyTorch says what is wrong.
+        # A state from before `norm_of` leaves this as it is here. PyTorch refuses other numbers of groups.
         for settings, loaded in zip(own, state_dict["param_groups"], strict=False):
             check_place_of_rate({**settings, **loaded})
         super().load_state_dict(state_dict)
