@@ -55,6 +55,10 @@ class Preset(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self.settings)
 
+    def __reduce__(self) -> Any:
+        # A read-only view can be neither pickled nor copied deeply.
+        return _restored, (self.name, dict(self.settings), self.about, self.lr, self.source, self._changed)
+
     def replace(self, **settings: Any) -> "Preset":
         """Return the preset with some settings of your own.
 
@@ -110,10 +114,14 @@ def named(name: str) -> Preset:
     Raises:
         ValueError: there is none.
     """
-    if name not in SETTINGS:
+    if not isinstance(name, str) or name not in SETTINGS:
         raise ValueError(f"`name` must be a preset, got {name!r}. Known are {', '.join(SETTINGS)}.")
     found: Preset = globals()[name]
     return found
+
+
+def _restored(name: str, settings: dict[str, Any], *others: Any) -> Preset:
+    return Preset(name, MappingProxyType(settings), *others)
 
 
 def _preset(name: str, about: str, *, lr: str, source: str) -> Preset:

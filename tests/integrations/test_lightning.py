@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import lightning
@@ -284,6 +285,26 @@ def test_hook_and_monitor_end_with_a_fit_that_fails(tmp_path):
     assert not made._optimizer_step_pre_hooks
     module.training_step = lambda batch, batch_idx: module.loss(batch)
     fit(module, callback, tmp_path)  # and a second fit can begin
+
+
+def test_a_monitor_that_cannot_be_closed_leaves_no_other_open():
+    model = torch.nn.Linear(2, 2)
+    optimizers = [LARS([param], 1.0) for param in model.parameters()]
+    made = []
+
+    def make(source):
+        made.append(Recorder(source))
+        if len(made) == 2:
+            made[-1].close = lambda: (_ for _ in ()).throw(OSError("disk full"))
+        return made[-1]
+
+    callback = GradientLARSCallback(None, monitor=make)
+    callback.on_train_start(SimpleNamespace(optimizers=optimizers), model)
+    with pytest.raises(OSError, match="disk full"):
+        callback.teardown(None, model, "fit")
+    assert made[0].closed == 1
+    callback.teardown(None, model, "fit")
+    assert made[0].closed == 1
 
 
 class Two(Manual):

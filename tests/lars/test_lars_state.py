@@ -259,3 +259,18 @@ def test_the_count_of_skipped_steps_goes_on(path, through):
     sgd.step()
     resumed.load_state_dict(sgd.state_dict())
     assert resumed.skipped_steps == 0
+
+
+def test_a_momentum_with_the_learning_rate_is_not_taken_for_a_rate_after_it():
+    old = train(network(), 2, **SETTINGS).state_dict()
+    for group in old["param_groups"]:
+        del group["norm_of"]
+    named = network()
+    optimizer = train(named, 1, **SETTINGS, norm_of="update", lr_in_momentum=False)
+    before = copy.deepcopy(optimizer.state_dict())
+    with pytest.raises(ValueError, match="`norm_of` 'update' needs `lr_in_momentum=False`"):
+        optimizer.load_state_dict(old)
+    after = optimizer.state_dict()
+    assert after["param_groups"] == before["param_groups"]
+    for key, state in before["state"].items():
+        assert torch.equal(after["state"][key]["momentum_buffer"], state["momentum_buffer"])

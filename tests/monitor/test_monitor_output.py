@@ -118,7 +118,7 @@ HEAD = "step,layer,p_norm,g_norm,rate,adapted\n"
         (HEAD, "holds no row. Record a step first"),
         (HEAD + "0,a,1,1,1,true", "holds no row"),
         (HEAD + "0,a,1,1,1,true\n1,a,1,x,1,true\n", "line 3 is damaged (could not convert string to float: 'x')"),
-        (HEAD + "0,a,1,1,1\n", "line 2 is damaged"),
+        (HEAD + "0,a,1,1,1\n", "line 2 is damaged (5 cells, where there are 6 columns)"),
         (HEAD + "0.5,a,1,1,1,true\n", "line 2 is damaged (invalid literal for int()"),
         (HEAD + "0,a,1,1,1,yes\n", "line 2 is damaged (`adapted` is 'yes', neither true nor false). Remove that line"),
         (b"\x89PNG\r\n\x1a\n\xff\xfe", "is not a text file"),
@@ -131,6 +131,23 @@ def test_what_reading_refuses(tmp_path, text, match):
         read(path)
     assert match in str(raised.value)
     assert str(raised.value).startswith(str(path))
+
+
+@pytest.mark.parametrize("name", ["a,b", 'a"b', "a\nb", "a\r\nb", "a\rb", "größe", "重み", "", " = "])
+def test_odd_names(tmp_path, name):
+    records = Records([Record(step, name, 1.0, 2.0, 0.5, True) for step in range(2)])
+    records.to_csv(tmp_path / "run.csv")
+    assert [(row.step, row.layer) for row in read(tmp_path / "run.csv")] == [(0, name), (1, name)]
+
+
+def test_a_file_cut_anywhere(tmp_path):
+    path = tmp_path / "run.csv"
+    Records([Record(step, "重み,1", 1.0, 2.0, 0.5, True) for step in range(2)]).to_csv(path)
+    whole = path.read_bytes()
+    last = whole.index(b"\n1,") + 1
+    for end in range(last, len(whole)):
+        path.write_bytes(whole[:end])
+        assert read(path).steps == (0,)
 
 
 def test_a_file_without_settings_is_read(tmp_path):

@@ -323,3 +323,28 @@ def test_a_file_holds_what_was_recorded(tmp_path):
                 assert np.float32(found) == np.float32(value)
             else:
                 assert found == (pytest.approx(value, rel=1e-8) if isinstance(value, float) else value)
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+def test_settings_of_a_state_that_was_loaded(hooked):
+    named = layers()
+    optimizer = torch.optim.SGD(named, lr=0.5) if hooked else recipe(named)
+    source = add_hook(optimizer, GradientLARS()) if hooked else optimizer
+    with Monitor(source) as monitor:
+        train(optimizer, named, 1)
+        optimizer.load_state_dict(optimizer.state_dict())
+        optimizer.param_groups[0]["lr"] = 0.125
+        train(optimizer, named, 1, start=1)
+    assert {row.lr for row in monitor.records() if row.step == 1} == {0.125}
+
+
+@pytest.mark.parametrize(
+    ("settings", "rate"),
+    [({"zero_gradient_rate": 1.0, "trust_clip": True}, 1.0), ({"zero_gradient_rate": 0.0, "min_rate": 0.5}, 0.0)],
+)
+def test_no_bound_holds_the_rate_of_a_layer_without_gradient(settings, rate):
+    named = layers()
+    optimizer = recipe(named, **settings)
+    with Monitor(optimizer) as monitor:
+        train(optimizer, named, 1, scale=0.0)
+    assert {(row.rate, row.held_by) for row in monitor.records()} == {(rate, "")}

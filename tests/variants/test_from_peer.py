@@ -156,11 +156,19 @@ def test_settings_of_the_peer_cannot_be_given():
         LARS.from_peer(peer, momentum=0.5)
 
 
-def test_a_momentum_is_not_divided_by_a_learning_rate_of_zero():
+def test_a_warm_up_may_begin_at_a_learning_rate_of_zero():
+    params = start(GOLDEN)
+    peer = make("open_lars", list(params.values()))
+    peer.param_groups[0]["lr"] = 0.0
+    assert LARS.from_peer(peer, lr_in_momentum=False).param_groups[0]["lr_in_momentum"] is False
+
+
+@pytest.mark.parametrize("lr", [0.0, torch.tensor(0.0)])
+def test_a_momentum_is_not_divided_by_a_learning_rate_of_zero(lr):
     params = start(GOLDEN)
     peer = make("open_lars", list(params.values()))
     _take(peer, params, range(2))
-    peer.param_groups[0]["lr"] = 0.0
+    peer.param_groups[0]["lr"] = lr
     with pytest.raises(ValueError, match="`lr_in_momentum` cannot be False at an `lr` of 0"):
         LARS.from_peer(peer, lr_in_momentum=False)
 

@@ -1,6 +1,8 @@
 """Each preset is its peer: every golden trajectory replayed by every path of LARS and by the optax form."""
 
+import copy
 import doctest
+import pickle
 
 import numpy as np
 import pytest
@@ -135,6 +137,16 @@ def test_a_preset_is_a_frozen_mapping():
     assert {name: optimizer.param_groups[0][name] for name in changed} == dict(changed)
 
 
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda preset: pickle.loads(pickle.dumps(preset))])
+def test_a_preset_is_copied_and_pickled(duplicate):
+    changed = presets.larc.replace(momentum=0.9)
+    twin = duplicate(changed)
+    assert dict(twin) == dict(changed)
+    assert (twin.name, twin.about, twin.lr, twin.source) == (changed.name, changed.about, changed.lr, changed.source)
+    with pytest.raises(TypeError):
+        twin.settings["eps"] = 1.0
+
+
 def test_every_preset_says_all_that_sets_the_variants_apart():
     for name in presets.names():
         preset = presets.named(name)
@@ -147,6 +159,8 @@ def test_every_preset_says_all_that_sets_the_variants_apart():
 def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match="`name` must be a preset, got 'lamb'. Known are chainer, paper, torchlars"):
         presets.named("lamb")
+    with pytest.raises(ValueError, match=r"`name` must be a preset, got \['timm'\]"):
+        presets.named(["timm"])
     with pytest.raises(ValueError, match="`lr` is no setting of a preset. Known are momentum, .* give `lr` to the"):
         presets.timm.replace(lr=1.0)
 

@@ -1,6 +1,7 @@
 """A hook and a monitor on the optimizers of a trainer, from the beginning of a training to its end."""
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -78,12 +79,12 @@ class Attachment:
 
     def detach(self) -> None:
         """Close the monitors and take the hooks off; does nothing where that is done already."""
-        try:
-            while self._open:
-                self._open.pop().close()
-        finally:
+        # One that cannot be closed keeps nothing else open.
+        with ExitStack() as stack:
             for handle in self.handles:
-                handle.remove()
+                stack.callback(handle.remove)
+            while self._open:
+                stack.callback(self._open.pop(0).close)
 
     def _source(self, optimizer: Optimizer, module: nn.Module) -> Source:
         if self._hook is not None:

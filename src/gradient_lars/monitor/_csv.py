@@ -29,8 +29,9 @@ def lines(rows: Iterable["Record"]) -> str:
 def _quoted(text: str) -> str:
     """Return `text` as the csv module writes it."""
     buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="").writerow([text])
-    return buffer.getvalue()
+    # Which breaks of a line it quotes depends on what it ends lines with.
+    csv.writer(buffer, lineterminator="\r\n").writerow([text])
+    return buffer.getvalue()[:-2]
 
 
 def _header(columns: Sequence[str]) -> str:
@@ -134,8 +135,9 @@ def read(path: str | Path, *, keep: int | None = None) -> "Records":
 
 def _rows(path: Path) -> Iterator["Record"]:
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.reader(line for line in file if line.endswith("\n"))
+        # A cut may go through a character: only whole lines are decoded.
+        with path.open("rb") as file:
+            reader = csv.reader(line.decode("utf-8") for line in file if line.endswith(b"\n"))
             columns = next(reader, [])
             _check_columns(path, columns)
             for line in reader:
@@ -159,6 +161,8 @@ def _parse(path: Path, number: int, columns: Sequence[str], line: Sequence[str])
     from gradient_lars.monitor._records import Record
 
     try:
+        if len(line) != len(columns):
+            raise ValueError(f"{len(line)} cells, where there are {len(columns)} columns")
         cells = dict(zip(columns, line, strict=True))
         found: dict[str, Any] = {"step": int(cells["step"]), "layer": cells["layer"]}
         found["adapted"] = _SWITCH[cells["adapted"].lower()]

@@ -1,6 +1,7 @@
 """What of a source's layers does not change from step to step, and what their groups are set to in one."""
 
 from collections.abc import Iterator
+from operator import is_
 from typing import Any, NamedTuple
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from gradient_lars.monitor._records import NO_GRADIENT, Record, relative_update
 from gradient_lars.torch import LARS, HookHandle, LayerRates
 from gradient_lars.torch._layers import named_parameters
+from gradient_lars.torch.rates import LayerRate
 
 Group = dict[str, Any]
 
@@ -28,6 +30,7 @@ class Settings(NamedTuple):
     adapt_without_decay: bool = True
     decay_excluded: bool = True
     norm_of: str = "gradient"
+    zero_gradient_rate: float | None = None
 
 
 class Layer(NamedTuple):
@@ -46,10 +49,9 @@ class Layers:
 
     def __init__(self, source: LARS | HookHandle) -> None:
         self._source = source
-        optimizer = source.optimizer if isinstance(source, HookHandle) else source
+        self._optimizer = optimizer = source.optimizer if isinstance(source, HookHandle) else source
         self._groups: list[Group] = list(optimizer.param_groups)
         self._sizes = [len(group["params"]) for group in self._groups]
-        self._optimizer_groups = optimizer.param_groups
         self.by_name: dict[str, Layer] = {}
         if isinstance(source, HookHandle):
             numbers = {id(group): i for i, group in enumerate(self._groups)}
@@ -61,9 +63,15 @@ class Layers:
             adapt = param.dim() >= 2 if group["adapt"] is None else bool(group["adapt"])
             self.by_name[name] = Layer(numbers[id(group)], adapt)
 
+    @property
+    def current(self) -> bool:
+        """Whether the optimizer has the groups from before: `load_state_dict` gives it others."""
+        groups = self._optimizer.param_groups
+        return len(groups) == len(self._groups) and all(map(is_, groups, self._groups))
+
     def hold_for(self, names: tuple[str, ...]) -> bool:
-        """Return whether the groups are those from before, and `names` among the layers."""
-        same = [len(group["params"]) for group in self._optimizer_groups] == self._sizes
+        """Return whether the groups are as they were, and `names` among the layers."""
+        same = [len(group["params"]) for group in self._groups] == self._sizes
         return same and all(name in self.by_name for name in names)
 
     def settings(self) -> list[Settings]:
@@ -86,6 +94,7 @@ class Layers:
             group["adapt_without_decay"],
             group["decay_excluded"],
             group["norm_of"],
+            group["zero_gradient_rate"],
         )
 
 
@@ -148,23 +157,25 @@ class Taken(NamedTuple):
                 lr,
                 decay,
                 group.threshold,
-                _held_by(row.p_norm, row.rate, row.adapted, layer.adapt, group),
+                _held_by(row, layer.adapt, group),
             )
 
 
-def _held_by(p_norm: float, rate: float, adapted: bool, adapt: bool, group: Settings) -> str:
+def _held_by(row: LayerRate, adapt: bool, group: Settings) -> str:
     """Return what sets the rate in place of the norms, or ''."""
     if not adapt:
         return "adapt"
     if not group.adapt_without_decay and group.weight_decay == 0.0:
         return "no_decay"
-    if not adapted:
-        return "threshold" if p_norm <= group.threshold * (1 + _ROUNDING) else ""
-    if group.trust_clip and rate == 1.0:
+    if not row.adapted:
+        return "threshold" if row.p_norm <= group.threshold * (1 + _ROUNDING) else ""
+    if row.g_norm == 0.0 and group.zero_gradient_rate is not None:
+        return ""  # it comes before all bounds
+    if group.trust_clip and row.rate == 1.0:
         return "trust_clip"
-    if group.min_rate > 0.0 and rate <= group.min_rate * (1 + _ROUNDING):
+    if group.min_rate > 0.0 and row.rate <= group.min_rate * (1 + _ROUNDING):
         return "min_rate"
-    return "max_rate" if rate >= group.max_rate * (1 - _ROUNDING) else ""
+    return "max_rate" if row.rate >= group.max_rate * (1 - _ROUNDING) else ""
 
 
 def one_rank_of_many() -> bool:

@@ -209,10 +209,9 @@ class Monitor:
         if self._stream is None and not self._history.wants(number):
             return
         names = rates.names
-        if names is not self._names:
-            if names != self._names and not self._layers.hold_for(names):
-                self._layers = Layers(self._source)
-            self._names = names
+        if not self._layers.current or (names != self._names and not self._layers.hold_for(names)):
+            self._layers = Layers(self._source)
+        self._names = names
         taken = Taken(number, step, rates, self._layers, self._layers.settings())
         self._waiting.append(taken.copied() if copy else packed(taken))
         if len(self._waiting) >= self._capacity:

@@ -40,8 +40,6 @@ def take_over(cls: Any, peer: Any, lr_in_momentum: bool | None, options: dict[st
     wanted = inside if lr_in_momentum is None else lr_in_momentum
     for group in groups:
         group["lr_in_momentum"] = wanted
-        if inside and not wanted and not isinstance(group["lr"], Tensor) and group["lr"] == 0:
-            raise ValueError("`lr_in_momentum` cannot be False at an `lr` of 0: the momentum is divided by it.")
     optimizer = cls(groups, lr=groups[0]["lr"] if groups else 0.0, **options)
     for group in optimizer.param_groups:
         for param in group["params"]:
@@ -69,6 +67,8 @@ def _converted(momentum: Tensor, lr: float | Tensor, inside: bool, wanted: bool)
     """Return a copy of the momentum that holds the learning rate if that is wanted."""
     if inside == wanted:
         return momentum.detach().clone()
+    if inside and float(lr) == 0:
+        raise ValueError("`lr_in_momentum` cannot be False at an `lr` of 0: the momentum is divided by it.")
     factor = lr.reshape(()) if isinstance(lr, Tensor) else lr
     return momentum.detach() * factor if wanted else momentum.detach() / factor
 

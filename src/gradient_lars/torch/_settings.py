@@ -43,10 +43,15 @@ def check_group(group: dict[str, Any]) -> None:
     _check_each({name: group[name] for name in _ALL})
     if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
         raise ValueError("`nesterov` needs a `momentum` above 0 and `dampening` 0. Set them, or leave it out.")
-    if group["norm_of"] == "update" and group["lr_in_momentum"]:
-        raise ValueError("`norm_of` 'update' needs `lr_in_momentum=False`: the rate then acts after the momentum.")
+    check_place_of_rate(group)
     if not group["min_rate"] < group["max_rate"]:
         raise ValueError(f"`min_rate` must be below `max_rate`, got {group['min_rate']} and {group['max_rate']}.")
+
+
+def check_place_of_rate(group: Mapping[str, Any]) -> None:
+    """Raise ValueError if the rate is to act after a momentum that holds the learning rate."""
+    if group["norm_of"] == "update" and group["lr_in_momentum"]:
+        raise ValueError("`norm_of` 'update' needs `lr_in_momentum=False`: the rate then acts after the momentum.")
 
 
 def check_some(settings: Mapping[str, Any]) -> None:

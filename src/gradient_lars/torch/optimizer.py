@@ -14,7 +14,7 @@ from gradient_lars.torch._flattened import MadeWith
 from gradient_lars.torch._lars_bucket import LarsLayer
 from gradient_lars.torch._lars_layers import layers_of
 from gradient_lars.torch._layers import LossScale, check_parameter, named_parameters
-from gradient_lars.torch._settings import check_group, check_switches, check_whole_optimizer
+from gradient_lars.torch._settings import check_group, check_place_of_rate, check_switches, check_whole_optimizer
 from gradient_lars.torch._sharding import Sharding
 from gradient_lars.torch.rates import LayerRates
 
@@ -296,9 +296,16 @@ class LARS(torch.optim.Optimizer):
         LARS: set it, and what else is to differ, in ``param_groups`` afterwards, before a schedule is made. There must
         be as many groups, with as many parameters each: those of `param_groups` fit an SGD made with such groups.
         The count of skipped steps goes on from that of `state_dict`, from 0 if that holds none.
+
+        Raises:
+            ValueError: the groups are others; `state_dict` has the learning rate in the momentum and no `norm_of`,
+                which is 'update' here. Nothing was changed then.
         """
         own = [{k: v for k, v in group.items() if k not in ("params", "param_names")} for group in self.param_groups]
         from_sgd = ["lr_in_momentum" not in group for group in state_dict["param_groups"]]
+        # A state from before `norm_of` leaves this as it is here. PyTorch refuses other numbers of groups.
+        for settings, loaded in zip(own, state_dict["param_groups"], strict=False):
+            check_place_of_rate({**settings, **loaded})
         super().load_state_dict(state_dict)
         self._last.skipped = _lars_state.skipped_in(state_dict, self)
         if self.master_weights:
