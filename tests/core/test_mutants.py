@@ -128,8 +128,8 @@ MUTANTS = [
     Mutant(
         "decay not scaled by the rate",
         "optax/_rescale.py",
-        "scaled + decay * _widened(p)",
-        "scaled + decay * _widened(p) / rate",
+        "(rate * scaled).astype(g.dtype)",
+        "(rate * _widened(g) + (scaled - _widened(g))).astype(g.dtype)",
         suites=("optax",),
     ),
     Mutant(
