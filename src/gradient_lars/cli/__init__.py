@@ -1,4 +1,4 @@
-"""The command line ``gradient-lars``: ``compare``, ``bench`` and ``info``."""
+"""The command line ``gradient-lars``: ``compare``, ``bench``, ``advise`` and ``info``."""
 
 import sys
 

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from gradient_lars import __version__
 from gradient_lars.cli import bench_settings
+from gradient_lars.cli.advise_settings import RECIPE_BATCH, RECIPE_LR, AdviseSettings
 from gradient_lars.cli.bench_results import check_file
 from gradient_lars.cli.bench_workloads import WORKLOADS
 from gradient_lars.cli.errors import INTERRUPTED, USAGE, CommandError, require
@@ -256,6 +257,82 @@ def _replot_bench(results: Path, plot: Path | None) -> None:
     if plot is not None:
         check_file(plot, "--plot")
     replot(results, plot, Console(highlight=False))
+
+
+@app.command(
+    "advise",
+    epilog="""
+**Examples**
+
+    gradient-lars advise --data digits
+
+    gradient-lars advise train.py:task --micro-batch 64 --device cuda
+
+    gradient-lars advise mypackage.training:task --steps 600 --out noise.csv
+
+    gradient-lars advise train.py:task --base-lr 2 --base-batch 1024 --epochs 90
+""",
+)
+def advise_command(
+    task: Annotated[
+        str | None,
+        typer.Argument(help="Your function, `module:function` or `path/to/file.py:function`.", show_default=False),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Instead of a function: `digits`, or `fashion-mnist` with --data-dir.")
+    ] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the four IDX files, gzip or not.")] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(help="Training steps to measure.", show_default="those of the epochs, from 90 to 300"),
+    ] = None,
+    micro_batch: Annotated[int, typer.Option(help="Samples in a small batch, and for batch normalisation.")] = 32,
+    micro_batches: Annotated[int, typer.Option(help="Small batches in a step.")] = 8,
+    epochs: Annotated[int, typer.Option(help="Of the training to propose for.")] = 20,
+    base_lr: Annotated[
+        float,
+        typer.Option(help="Learning rate of LARS that served at --base-batch; the measured steps use it, scaled."),
+    ] = RECIPE_LR,
+    base_batch: Annotated[int, typer.Option(help="Batch size of --base-lr.")] = RECIPE_BATCH,
+    hessian: Annotated[bool, typer.Option(help="Measure B_noise too, with Hessian-vector products.")] = True,
+    device: Annotated[str, typer.Option(help="Such as `cpu`, `cuda` or `cuda:1`.")] = "cpu",
+    seed: Annotated[int, typer.Option(help="Of weights, samples and intervals.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="CSV to write the noise scales to.", show_default="none")] = None,
+) -> None:
+    """Say up to which batch size more parallelism pays, from a few hundred training steps on your model and data.
+
+    Measures the gradient noise scale (McCandlish et al., arXiv 1812.06162) at the start, middle and end of the steps,
+    with error bars, and proposes batch size, learning rate, warm-up and preset of LARS, with the reasons.
+
+    Your function takes nothing and returns (model, data, loss_fn): a torch.nn.Module; a DataLoader, or a Dataset with a
+    length; and loss_fn(model, batch), which returns the mean loss of a batch. Samples are drawn with replacement.
+    """
+    with _mistakes():
+        settings = AdviseSettings(
+            task=task,
+            data=data,
+            data_dir=data_dir,
+            steps=steps,
+            micro_batch=micro_batch,
+            micro_batches=micro_batches,
+            epochs=epochs,
+            base_lr=base_lr,
+            base_batch=base_batch,
+            hessian=hessian,
+            device=device,
+            seed=seed,
+            out=out,
+        )
+        needed = ["numpy", *(["sklearn"] if data == DIGITS else [])] if data else []
+        require(["torch", *needed], "`gradient-lars advise`")
+        log = Console(stderr=True, highlight=False)
+        try:
+            from gradient_lars.cli.advise import advise
+
+            advise(settings, output=Console(highlight=False), log=log)
+        except KeyboardInterrupt:
+            log.print("Interrupted. Nothing was written.")
+            raise typer.Exit(INTERRUPTED) from None
 
 
 @app.command("info", epilog="**Example**\n\n    gradient-lars info")
