@@ -1,6 +1,7 @@
 """``gradient-lars compare`` from the command to its files: complete, interrupted, resumed, drawn again."""
 
 import csv
+import functools
 import io
 import itertools
 import os
@@ -454,6 +455,27 @@ def test_every_choice_is_recorded_and_resumed(cli, quick, tmp_path, monkeypatch)
     assert all(row["machine"] for row in rows)
     other = cli(*quick, *CHOICES, "--out", cut, "--resume", "--schedule", "cosine")
     assert (other.code, "schedule = tvlars, this command has cosine" in other.message) == (2, True)
+
+
+def test_compiling_is_recorded(cli, quick, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    result = cli(*quick, "--compile", "--out", tmp_path / "out")
+    assert (result.code, "compiled True" in result.out) == (0, True), result.err
+    assert {row["compiled"] for row in rows_of(tmp_path / "out")} == {"true"}
+
+
+def test_a_compiler_that_is_missing_is_told_first(cli, quick, tmp_path, monkeypatch):
+    def broken(*arguments, **options):
+        raise RuntimeError("\nInvalidCxxCompiler: No working C++ compiler found.\n\nSet TORCHDYNAMO_VERBOSE=1")
+
+    monkeypatch.setattr(torch, "compile", lambda function: broken)
+    result = cli(*quick, "--compile", "--out", tmp_path / "out")
+    assert result.code == 2
+    assert result.message == (
+        "gradient-lars: `--compile` cannot be used on cpu here (InvalidCxxCompiler: No working C++ compiler found): "
+        "install the compiler that torch.compile needs, or leave it out."
+    )
+    assert not (tmp_path / "out").exists()
 
 
 def test_halving_gives_each_further_seed_to_the_better_half(cli, quick, tmp_path):

@@ -212,6 +212,7 @@ def test_machines_with_different_commands_are_refused_once(quick, tmp_path):
             ["--micro-batch", "3"],
             "`--micro-batch` must be 0 or at least 4, got 3: batch normalisation needs two images",
         ),
+        (["--compile"], "`--compile` is for one process: leave it out under torchrun"),
         (["--out", "used"], "already holds the results of a comparison: add `--resume` to go on with it"),
     ],
 )

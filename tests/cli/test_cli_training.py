@@ -258,6 +258,27 @@ def test_bfloat16_rounds_the_gradients_and_not_the_weights(train):
         assert torch.cosine_similarity(moved, expected, dim=0) > 0.98, name
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # from PyTorch's own
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("micro_batch", [0, 10])
+def test_compiled_training_is_that_without(train, monkeypatch, backend, micro_batch):
+    one = recipe(optimizer="lars", lr=0.03, batch_size=20, micro_batch=micro_batch)
+    plain = fit(one, train, 3)
+    ran = []
+
+    def compiled(model, original=torch.compile):
+        module = original(model, backend=backend)
+        module.register_forward_hook(lambda *_: ran.append(1))
+        return module
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    found = fit(recipe(**{**vars(one), "compiled": True}), train, 3)
+    assert len(ran) == n_steps(96, 20, 2) * (2 if micro_batch else 1)
+    assert found.losses == pytest.approx(plain.losses, rel=1e-4)
+    for (name, p), expected in zip(found.network.named_parameters(), plain.network.parameters(), strict=True):
+        torch.testing.assert_close(p, expected, rtol=1e-3, atol=1e-4, msg=lambda text, n=name: n + text)
+
+
 def test_augmented_images_are_trained_on_and_the_run_repeats(train):
     runs = [fit(recipe(augment=kind), train, 3).network[0].weight for kind in ("shift-flip", "shift-flip", "none")]
     assert torch.equal(runs[0], runs[1])

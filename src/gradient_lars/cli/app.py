@@ -126,6 +126,9 @@ def compare_command(
         ),
     ] = 0,
     bf16: Annotated[bool, typer.Option("--bf16", help="Forward and backward in bfloat16 (autocast).")] = False,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Forward and backward compiled by torch.compile: worth it in long runs.")
+    ] = False,
     recompute_norm: Annotated[
         bool, typer.Option(help="Recompute the statistics of batch normalisation after training.")
     ] = True,
@@ -194,6 +197,7 @@ def compare_command(
             augment=augment,
             micro_batch=micro_batch,
             bf16=bf16,
+            compiled=compiled,
             recompute_norm=recompute_norm,
             adapt=adapt,
             lr_in_momentum=lr_in_momentum,

@@ -48,6 +48,8 @@ def compare(settings: Settings, *, resume: bool, overwrite: bool, output: Consol
     with joined(settings.shard) as cluster:
         with cluster.agree():
             device = resolve_device(settings.device, cluster)
+            if settings.compiled:
+                try_compiler(device)
             data = load(settings.data, settings.folder, settings.train_size)
             experiment = describe(settings, data, cluster)
         with cluster.agree():
@@ -80,6 +82,22 @@ def resolve_device(name: str, cluster: Cluster = ALONE) -> torch.device:
             f"`--device {name}` cannot be used here ({reason}): give `cpu`, or one that `gradient-lars info` lists."
         ) from None
     return device
+
+
+def try_compiler(device: torch.device) -> None:
+    """Compile and run one addition, so that a compiler that is not there is told before anything is trained.
+
+    Raises:
+        CommandError: ``torch.compile`` does not work here.
+    """
+    try:
+        torch.compile(torch.add)(torch.zeros(1, device=device), 1)
+    except (RuntimeError, OSError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise CommandError(
+            f"`--compile` cannot be used on {device} here ({lines[0].rstrip('.')}): "
+            "install the compiler that torch.compile needs, or leave it out."
+        ) from None
 
 
 def describe(settings: Settings, data: Dataset, cluster: Cluster) -> Experiment:

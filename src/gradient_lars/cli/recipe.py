@@ -31,6 +31,7 @@ class Training:
         micro_batch: images that go through the network at once, of all processes together; 0 means the whole batch.
             Batch normalisation sees so many.
         bf16: forward and backward under ``torch.autocast`` in bfloat16; the weights and the step stay float32.
+        compiled: forward and backward compiled by ``torch.compile``; the results are those without it, up to rounding.
         adapt: the layers that GradientLARS acts on: `ALL_LAYERS` above the threshold, or of these the `MATRICES`, the
             tensors with two or more dimensions.
         lr_in_momentum: GradientLARS with the learning rate inside the momentum, as in the paper and in Chainer.
@@ -44,6 +45,7 @@ class Training:
     augment: str = PLAIN
     micro_batch: int = 0
     bf16: bool = False
+    compiled: bool = False
     adapt: str = ALL_LAYERS
     lr_in_momentum: bool = False
     recompute_norm: bool = True

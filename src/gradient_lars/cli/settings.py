@@ -104,6 +104,8 @@ class Settings(Training):
                 f"start them with `torchrun --nproc-per-node 4 -m gradient_lars compare --shard {FSDP2}`, "
                 "or leave `--shard` out."
             )
+        if self.compiled and launched():
+            raise CommandError("`--compile` is for one process: leave it out under torchrun.")
         if self.halving and self.tuning_seeds < 2:
             raise CommandError("`--halving` gives the better half another seed: give `--tuning-seeds` 2 or more.")
         for field, rule, remedy in self.broken_rules(world_size()):

@@ -85,7 +85,8 @@ def fit(
     optimizer, handle = _build_optimizer(recipe, network)
     steps = n_steps(len(train.y), recipe.batch_size, recipe.epochs)
     schedule = build_schedule(optimizer, steps, recipe.schedule, recipe.warm_up)
-    gradient = _Gradient(recipe, model, train, cluster)
+    # Compiled once a process: another network of the same kind finds the code of the first.
+    gradient = _Gradient(recipe, torch.compile(model) if recipe.compiled else model, train, cluster)
     stride = math.ceil(steps / RECORDED_STEPS)
     rates: list[RateSample] = []
     losses: list[float] = []
@@ -117,7 +118,9 @@ def fit(
 class _Gradient:
     """The gradient of a batch, in as many pieces as `Recipe.micro_batch` asks for."""
 
-    def __init__(self, recipe: Recipe, model: nn.Module, train: Batch, cluster: Cluster) -> None:
+    def __init__(
+        self, recipe: Recipe, model: Callable[[torch.Tensor], torch.Tensor], train: Batch, cluster: Cluster
+    ) -> None:
         self._recipe = recipe
         self._model = model
         self._train = train
