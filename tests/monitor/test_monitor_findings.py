@@ -148,6 +148,19 @@ def test_not_finite(value, word):
     assert "lower `lr`" in finding.text
 
 
+@pytest.mark.parametrize(("bad", "found"), [((7, 9), False), ((7, 8, 9), True), ((39,), True)])
+def test_a_few_overflows_that_changed_nothing_are_no_finding(bad, found):
+    """Two of 40 are as many as GradScaler may need; a third is more, and after the last step nothing shows."""
+    named = layers()
+
+    def burst(step):
+        if step in bad:
+            named[0][1].grad[0, 0] = float("inf")
+
+    summary = summary_after(recipe(named, skip_nonfinite=True), named, steps=40, each=burst)
+    assert [finding.kind for finding in summary.findings] == ["not_finite"] * found
+
+
 def test_weights_that_are_not_finite():
     named = layers()
     with torch.no_grad():

@@ -15,6 +15,8 @@ STUCK = 0.9
 # Twins) to 0.03 (ResNet-50 at a batch of 32768). An order of magnitude below or above is worth a word.
 RECIPES = (1e-3, 4e-2)
 OFF = 10.0
+# Gradients that overflow in so few records, and leave the weights finite, are how GradScaler finds its scale.
+OVERFLOWS = 0.05
 # A layer whose norm keeps its last bit in so many records, though its steps add up to so much, does not move.
 STILL_RECORDS, STILL_PATH = 10, 0.01
 _SHOWN = 4
@@ -50,7 +52,7 @@ def find(by_layer: dict[str, Rows]) -> list[Finding]:
 
 def _not_finite(by_layer: dict[str, Rows]) -> Iterable[Finding]:
     bad = {layer: [row for row in rows if not _finite(row)] for layer, rows in by_layer.items()}
-    bad = {layer: rows for layer, rows in bad.items() if rows}
+    bad = {layer: rows for layer, rows in bad.items() if rows and not _left_out(rows, by_layer[layer])}
     if not bad:
         return
     first = min((row for rows in bad.values() for row in rows), key=lambda row: row.step)
@@ -66,6 +68,12 @@ def _not_finite(by_layer: dict[str, Rows]) -> Iterable[Finding]:
         "Train under GradScaler in float16, lower `lr` or warm it up for longer; LARS(skip_nonfinite=True) leaves such "
         "steps out",
     )
+
+
+def _left_out(bad: Rows, rows: Rows) -> bool:
+    """Say whether the `bad` ones of `rows` are but a few steps that changed nothing, as the weights show after."""
+    harmless = all(math.isfinite(row.p_norm) for row in bad) and bad[-1] is not rows[-1]
+    return harmless and len(bad) <= OVERFLOWS * len(rows)
 
 
 def _no_decay(by_layer: dict[str, Rows]) -> Iterable[Finding]:
