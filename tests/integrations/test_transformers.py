@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
-from gradient_lars import GradientLARS
+from gradient_lars import GradientLARS, presets
 from gradient_lars.integrations.transformers import GradientLARSCallback, optimizer_cls_and_kwargs
 from gradient_lars.torch import LARS, param_groups
 from integrations.plain import LR, MOMENTUM, assert_equal, batches, linear, plain, tensors
@@ -93,11 +93,23 @@ def test_decay_in_both_places_is_refused(tmp_path):
 
 def test_lars(tmp_path):
     args = arguments(tmp_path, learning_rate=LR, weight_decay=0.5)
-    choice = optimizer_cls_and_kwargs(args, momentum=MOMENTUM, trust_coefficient=0.5)
+    choice = optimizer_cls_and_kwargs(args, eps=1e-9, trust_coefficient=0.5)
     trainer = train(args, optimizer_cls_and_kwargs=choice)
     reference = after([[batch] for batch in batches(6)], weight_decay=0.5, trust=0.5, lars_names=("weight",))
     assert_equal(trainer.model.layer, reference)
     assert [rate.name for rate in trainer.optimizer.optimizer.rates()] == ["layer.weight", "layer.bias"]
+
+
+@pytest.mark.parametrize("given", [{}, {"weight_decay": 0.0005}])
+def test_a_preset_brings_its_own_decay(tmp_path, given):
+    args = arguments(tmp_path, learning_rate=LR, **given)
+    choice = optimizer_cls_and_kwargs(
+        args, **presets.paper.replace(lr_in_momentum=False, eps=1e-9, trust_coefficient=0.5)
+    )
+    trainer = train(args, optimizer_cls_and_kwargs=choice)
+    reference = after([[batch] for batch in batches(6)], weight_decay=0.0005, trust=0.5, lars_names=("weight",))
+    assert_equal(trainer.model.layer, reference)
+    assert [group["weight_decay"] for group in trainer.optimizer.optimizer.param_groups] == [0.0005, 0.0]
 
 
 @pytest.mark.parametrize("optimizer", ["hook", "lars"])
@@ -200,7 +212,12 @@ def test_adam_is_warned_about(tmp_path):
     ("given", "settings", "error", "message"),
     [
         ({}, {}, ValueError, "`args.learning_rate` is 5e-05, the Trainer's default for Adam, at which LARS hardly"),
-        ({"learning_rate": LR}, {"weight_decay": 0.1}, ValueError, "`weight_decay` belongs into TrainingArguments"),
+        (
+            {"learning_rate": LR, "weight_decay": 0.2},
+            {"weight_decay": 0.1},
+            ValueError,
+            "`weight_decay` is 0.1 among the settings and 0.2 in TrainingArguments. Leave it out in one",
+        ),
         ({"learning_rate": LR}, {"momentum": -1.0}, ValueError, "`momentum` must be >= 0, got -1.0"),
         ({"learning_rate": LR}, {"trust": 1.0}, TypeError, "unexpected keyword argument 'trust'"),
     ],

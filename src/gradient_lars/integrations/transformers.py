@@ -99,12 +99,13 @@ def optimizer_cls_and_kwargs(
         args: the Trainer's own. Its ``learning_rate`` is `lr`, and its ``weight_decay`` that of the weights.
         groups: makes the groups of the Trainer's model; None takes ``param_groups(model, args.weight_decay)``, where
             norms and biases are neither adapted nor decayed. The Trainer calls it when the model is where it trains.
-        settings: of `LARS`. An `lr` among them is taken instead of ``args.learning_rate``.
+        settings: of `LARS`, or a preset: ``**presets.byol``, say. An `lr` among them is taken instead of
+            ``args.learning_rate``, and a `weight_decay` where that of `args` is 0, its default.
 
     Raises:
         TypeError: a setting is unknown, or not of its type.
         ValueError: a setting is out of its range; ``args.learning_rate`` is still the Trainer's default; `settings`
-            has `weight_decay`, which belongs into `args` or `groups`.
+            has another `weight_decay` than `args`.
         RuntimeError: the Trainer is of a transformers without optimizer factories.
 
     Example:
@@ -118,8 +119,12 @@ def optimizer_cls_and_kwargs(
         [(['weight'], 4.8, True), (['bias'], 4.8, False)]
     """
     _check_factories()
-    if "weight_decay" in settings:
-        raise ValueError("`weight_decay` belongs into TrainingArguments, or into `groups`. Set it there.")
+    weight_decay = settings.get("weight_decay", args.weight_decay)
+    if args.weight_decay not in (0, weight_decay):
+        raise ValueError(
+            f"`weight_decay` is {weight_decay} among the settings and {args.weight_decay} in TrainingArguments. "
+            "Leave it out in one of them."
+        )
     if "lr" not in settings and args.learning_rate == _DEFAULT_LR:
         raise ValueError(
             f"`args.learning_rate` is {args.learning_rate}, the Trainer's default for Adam, at which LARS hardly moves "
@@ -127,7 +132,6 @@ def optimizer_cls_and_kwargs(
         )
     settings = {"lr": args.learning_rate, **settings}
     LARS([nn.Parameter(torch.zeros(1))], **settings)  # raises for a wrong setting now, not when the training begins
-    weight_decay = args.weight_decay
     make_groups = groups or (lambda model: param_groups(model, weight_decay))
 
     def make() -> Callable[..., LARS]:
