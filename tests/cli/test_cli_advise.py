@@ -108,7 +108,7 @@ def test_a_users_function(cli, script, tmp_path):
         )
     assert rows[0]["batch_norm"] == "false"
     assert rows[-1]["proposed_preset"] == "paper"
-    assert "LARS(params, lr=" in result.out
+    assert "LARS(params, lr=lr, **presets.paper)" in result.out
     assert "Batch normalisation" not in result.out
     assert all(len(line) <= 80 for line in result.out.splitlines() if not line.startswith("Results"))
 
@@ -268,7 +268,7 @@ def test_batches_of_any_shape_are_moved():
         (0.0, 100, 2),
         (3.0, 100, 4),
         (90.0, 100, 64),
-        (95.0, 100, 100),
+        (95.0, 100, 64),
         (100.0, 100, 100),
         (1e9, 100, 100),
         (600.0, 5000, 512),

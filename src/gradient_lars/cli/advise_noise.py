@@ -9,7 +9,7 @@ appendix A.1). Their quotients are the paper's two noise scales, ``B_simple = tr
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -23,11 +23,13 @@ class NoiseScale:
     """A noise scale in samples, and the ends of its interval.
 
     Attributes:
-        value: infinity where the estimated `signal` is not positive: the noise hides the gradient.
+        value: infinity where the estimated `signal` is not positive: the noise hides the gradient, or for B_noise the
+            curvature along it is not positive. NaN where signal and noise are both 0, and then `low` and `high` too.
         low: of the interval with a confidence of 95 %.
         high: infinity where the noise may hide the gradient.
         signal: mean estimate of ``|G|^2``, or of ``G^T H G``.
         noise: mean estimate of ``tr(Sigma)``, or of ``tr(H Sigma)``.
+        steps: signal and noise of each step, (steps, 2).
     """
 
     value: float
@@ -35,6 +37,7 @@ class NoiseScale:
     high: float
     signal: float
     noise: float
+    steps: Tensor = field(repr=False, compare=False)
 
 
 def split_signal(small: Tensor, big: Tensor, small_batch: int, big_batch: int) -> tuple[Tensor, Tensor]:
@@ -104,13 +107,38 @@ def noise_scale(signal: Tensor, noise: Tensor, *, seed: int = 0) -> NoiseScale:
             f"`signal` and `noise` must be of the same two steps or more, got the shapes {tuple(signal.shape)} and "
             f"{tuple(noise.shape)}. A single step has no error bar."
         )
-    both = torch.stack([signal, noise], 1).double().cpu()
+    return _estimate([torch.stack([signal, noise], 1).double().cpu()], seed)
+
+
+def pooled(scales: Sequence[NoiseScale], *, seed: int = 0) -> NoiseScale:
+    """Return mean noise over mean signal of all the steps of several stretches, which are drawn within each.
+
+    This is the one figure for a training with one batch size B. A step of learning rate r lowers the loss by
+    ``r G^T G - r^2 / 2 (G^T H G + tr(H Sigma) / B)`` in expectation. Summed over the steps, with the best r, that is
+    proportional to ``1 / (1 + scale / B)`` with the quotient of the sums as the scale, and a Hessian that is a multiple
+    of the identity makes it B_simple. A step counts by its ``|G|^2``: by how much it can lower the loss.
+
+    Args:
+        scales: of the stretches, one or more.
+        seed: of the draws.
+    """
+    return _estimate([scale.steps for scale in scales], seed)
+
+
+def _estimate(stretches: Sequence[Tensor], seed: int) -> NoiseScale:
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(len(both), (RESAMPLES, len(both)), generator=generator)
-    quotients = [_quotient(*means) for means in both[drawn].mean(1).tolist()]
-    mean_signal, mean_noise = both.mean(0).tolist()
-    low, high = (_percentile(sorted(quotients), share) for share in ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2))
-    return NoiseScale(_quotient(mean_signal, mean_noise), low, high, mean_signal, mean_noise)
+    number = sum(len(steps) for steps in stretches)
+    drawn = torch.zeros(RESAMPLES, 2, dtype=torch.float64)
+    for steps in stretches:
+        drawn += steps[torch.randint(len(steps), (RESAMPLES, len(steps)), generator=generator)].sum(1)
+    steps = torch.cat(list(stretches))
+    signal, noise = steps.mean(0).tolist()
+    value = _quotient(signal, noise)
+    quotients = sorted(q for q in (_quotient(*means) for means in (drawn / number).tolist()) if not math.isnan(q))
+    if math.isnan(value) or not quotients:
+        return NoiseScale(math.nan, math.nan, math.nan, signal, noise, steps)
+    low, high = (_percentile(quotients, share) for share in ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2))
+    return NoiseScale(value, low, high, signal, noise, steps)
 
 
 def steps_factor(batch_size: float, scale: float) -> float:
@@ -124,7 +152,7 @@ def samples_factor(batch_size: float, scale: float) -> float:
 
 
 def _quotient(signal: float, noise: float) -> float:
-    if math.isnan(signal) or math.isnan(noise):
+    if math.isnan(signal) or math.isnan(noise) or signal == noise == 0:
         return math.nan
     return max(noise, 0.0) / signal if signal > 0 else math.inf
 

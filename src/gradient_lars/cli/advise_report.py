@@ -14,13 +14,15 @@ from rich.text import Text
 
 import gradient_lars
 from gradient_lars.cli.advise_measure import SIMPLE, WITH_HESSIAN, Estimate, Measured
-from gradient_lars.cli.advise_noise import samples_factor, steps_factor
-from gradient_lars.cli.advise_proposal import Proposal, nearest_power
-from gradient_lars.cli.advise_settings import STRETCHES, AdviseSettings
+from gradient_lars.cli.advise_noise import NoiseScale, samples_factor, steps_factor
+from gradient_lars.cli.advise_proposal import Proposal, counted, figure, nearest_power, whole, why_none
+from gradient_lars.cli.advise_settings import AdviseSettings
 from gradient_lars.cli.advise_task import Task
 from gradient_lars.cli.files import atomic, write_errors
 
 _SPAN = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8)
+# In fewer steps of a stretch the bootstrap's interval is clearly too narrow; see the tests of its coverage.
+_STEADY_STEPS = 30
 
 
 def print_report(
@@ -33,20 +35,16 @@ def print_report(
 ) -> None:
     """Print the noise scales, the trade-off, the proposal and what must be known of them."""
     console.print(_scales(task, settings, found), crop=False)
-    for note in _notes(task, settings, measured):
+    for note in _notes(task, settings, measured, found):
         console.print(Text(note))
+    scale = whole(found, SIMPLE, settings.seed)
     if proposal is None:
-        console.print(
-            Text(
-                "\nNo proposal: at the end the noise hides the gradient. Give more --micro-batches or --steps; the "
-                "noise scale is then far above the batch of a step, and larger batches pay."
-            )
-        )
+        console.print(Text(f"\nNo proposal: {why_none(scale)}"))
         return
     console.print()
-    console.print(_trade_off(task, found), crop=False)
+    console.print(_trade_off(task, scale.value), crop=False)
     console.print(
-        Text("The smallest batch below the noise scale costs the fewest samples, the largest the fewest steps.")
+        Text("As the batch grows, steps shrink faster than samples grow up to the noise scale, and slower beyond it.")
     )
     console.print()
     _print_proposal(console, proposal, settings)
@@ -100,33 +98,48 @@ def write_csv(
 
 
 def _scales(task: Task, settings: AdviseSettings, found: Sequence[Estimate]) -> Table:
-    size = f"{found[-1].last} steps of {settings.micro_batches} x {settings.micro_batch}"
-    title = Text(f"{task.name}: {len(task)} samples, {size}")
+    number = found[-1].last
+    size = f"{counted(number, 'step')} of {settings.micro_batches} x {settings.micro_batch}"
+    title = Text(f"{task.name}: {counted(len(task), 'sample')}, {size}")
     table = Table(title=title, box=box.SIMPLE_HEAD, title_style="bold")
     for heading in ("stretch", "steps", "loss", "estimator", "noise scale", "95 % interval"):
         table.add_column(heading, justify="left" if heading in ("stretch", "estimator") else "right", no_wrap=True)
     for estimate in found:
-        scale = estimate.scale
-        table.add_row(
-            estimate.stretch,
-            f"{estimate.first}-{estimate.last}",
-            f"{estimate.loss:.3g}",
-            estimate.estimator,
-            _figure(scale.value),
-            f"{_figure(scale.low)} to {_figure(scale.high)}",
-        )
+        steps = f"{estimate.first}-{estimate.last}"
+        table.add_row(estimate.stretch, steps, f"{estimate.loss:.3g}", estimate.estimator, *_cells(estimate.scale))
+    table.add_section()
+    for estimator in dict.fromkeys(estimate.estimator for estimate in found):
+        own = [estimate for estimate in found if estimate.estimator == estimator]
+        loss = sum(estimate.loss * (estimate.last - estimate.first + 1) for estimate in own) / number
+        scale = whole(found, estimator, settings.seed)
+        table.add_row("all", f"1-{number}", f"{loss:.3g}", estimator, *_cells(scale))
     return table
 
 
-def _notes(task: Task, settings: AdviseSettings, measured: Measured) -> list[str]:
+def _cells(scale: NoiseScale) -> tuple[str, str]:
+    if math.isnan(scale.value):
+        return figure(scale.value), "none"
+    return figure(scale.value), f"{figure(scale.low)} to {figure(scale.high)}"
+
+
+def _notes(task: Task, settings: AdviseSettings, measured: Measured, found: Sequence[Estimate]) -> list[str]:
     notes = [
         "Noise scales in samples: B_simple = tr(Sigma) / |G|^2 from gradients of "
         f"{settings.micro_batch} and {settings.big_batch} samples"
         + (f", {WITH_HESSIAN} = tr(H Sigma) / (G^T H G). " if not measured.no_hessian else ". ")
-        + "Means over the steps of a stretch, interval by bootstrap over them."
+        + "Means over the steps of a stretch; the interval, by bootstrap over them, is for this one training: another "
+        "seed may lie outside it."
     ]
+    shortest = min(len(estimate.scale.steps) for estimate in found)
+    if shortest < _STEADY_STEPS:
+        notes.append(
+            f"The intervals of start, middle and end are approximate and too narrow: {counted(shortest, 'step')} of "
+            f"each, and {_STEADY_STEPS} are wanted. Give more --steps."
+        )
     if measured.no_hessian:
         notes.append(f"{WITH_HESSIAN} was not measured: {measured.no_hessian}.")
+    elif math.isnan(whole(found, WITH_HESSIAN, settings.seed).value):
+        notes.append(f"{WITH_HESSIAN} is 0 / 0: the loss has no curvature along the gradients.")
     if task.has_batch_norm:
         notes.append(
             f"Batch normalisation saw {settings.micro_batch} samples at a time: the figures hold for a training whose "
@@ -135,11 +148,9 @@ def _notes(task: Task, settings: AdviseSettings, measured: Measured) -> list[str
     return notes
 
 
-def _trade_off(task: Task, found: Sequence[Estimate]) -> Table:
-    scale = next(e.scale.value for e in found if e.estimator == SIMPLE and e.stretch == STRETCHES[-1])
-    table = Table(
-        title=Text(f"Trade-off at the end, B_simple = {_figure(scale)}"), box=box.SIMPLE_HEAD, title_style="bold"
-    )
+def _trade_off(task: Task, scale: float) -> Table:
+    title = Text(f"Trade-off over all the steps, B_simple = {figure(scale)}")
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_style="bold")
     for heading in ("batch", "steps (1 = fewest)", "samples (1 = fewest)"):
         table.add_column(heading, justify="right")
     centre = nearest_power(scale, len(task))
@@ -150,10 +161,11 @@ def _trade_off(task: Task, found: Sequence[Estimate]) -> Table:
 
 
 def _print_proposal(console: Console, proposal: Proposal, settings: AdviseSettings) -> None:
-    console.print(Text(f"Proposal, for {settings.epochs} epochs:"))
+    console.print(Text(f"Proposal, for {counted(settings.epochs, 'epoch')}:"))
+    rates = [f"{lr:.3g}" for lr in (proposal.lr, *proposal.other_lrs)]
     values = (
         f"batch {proposal.batch}",
-        f"lr {proposal.lr:.3g}",
+        f"lr {rates[0]}" + (f"\n(try {', '.join(rates[1:])})" if rates[1:] else ""),
         f"warm-up {proposal.warm_up}",
         f"preset {proposal.preset}",
     )
@@ -163,15 +175,11 @@ def _print_proposal(console: Console, proposal: Proposal, settings: AdviseSettin
     for value, reason in zip(values, proposal.reasons, strict=True):
         table.add_row(value, Text(reason))
     console.print(table)
+    tries = f"  # and {' and '.join(rates[1:])}, keeping the best" if rates[1:] else ""
     console.print(
         Text(
-            f"\n    optimizer = LARS(params, lr={proposal.lr:.3g}, **presets.{proposal.preset})\n"
+            f"\n    lr = {rates[0]}{tries}\n"
+            f"    optimizer = LARS(params, lr=lr, **presets.{proposal.preset})\n"
             f"    warmup_polynomial(optimizer, warmup_steps={proposal.warm_up}, total_steps={proposal.steps})\n"
         )
     )
-
-
-def _figure(value: float) -> str:
-    if math.isinf(value):
-        return "inf"
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
