@@ -5,7 +5,14 @@ import math
 import pytest
 import torch
 
-from gradient_lars.cli.advise_noise import noise_scale, samples_factor, split_curvature, split_signal, steps_factor
+from gradient_lars.cli.advise_noise import (
+    noise_scale,
+    pooled,
+    samples_factor,
+    split_curvature,
+    split_signal,
+    steps_factor,
+)
 
 SMALL, NUMBER, STEPS = 4, 4, 100
 BIG = SMALL * NUMBER
@@ -31,14 +38,14 @@ class Quadratic:
     def noise(self):
         return ((self.hessian @ self.covariance).trace() / (self.mean @ self.hessian @ self.mean)).item()
 
-    def gradients(self, seed):
+    def gradients(self, seed, steps=STEPS):
         """Gradients of the small batches, (steps, number, 6)."""
         generator = torch.Generator().manual_seed(seed)
-        x = torch.randn(STEPS, NUMBER, SMALL, 6, generator=generator, dtype=torch.float64) @ self.root.T
+        x = torch.randn(steps, NUMBER, SMALL, 6, generator=generator, dtype=torch.float64) @ self.root.T
         return ((self.offset + x) @ self.hessian).mean(2)
 
-    def simple_parts(self, seed):
-        gradients = self.gradients(seed)
+    def simple_parts(self, seed, steps=STEPS):
+        gradients = self.gradients(seed, steps)
         small, big = gradients.square().sum(2).mean(1), gradients.mean(1).square().sum(1)
         return split_signal(small, big, SMALL, BIG)
 
@@ -91,6 +98,14 @@ def test_half_the_interval_covers_less(quadratic):
     assert sum(low <= quadratic.simple <= high for low, high in halves) < 87
 
 
+@pytest.mark.parametrize(("steps", "percent"), [(10, 88), (30, 93), (100, 94)])
+def test_error_bars_of_few_steps_cover_less(quadratic, steps, percent):
+    """The figures of docs/advise.md, to a point."""
+    scales = [noise_scale(*quadratic.simple_parts(seed, steps)) for seed in range(400)]
+    covered = sum(scale.low <= quadratic.simple <= scale.high for scale in scales)
+    assert abs(covered / 4 - percent) <= 1
+
+
 def test_two_batch_sizes_are_the_variance_of_the_small_ones(quadratic):
     gradients = quadratic.gradients(0)
     _, noise = quadratic.simple_parts(0)
@@ -116,6 +131,33 @@ def test_a_hidden_gradient_is_infinite():
     doubtful = noise_scale(torch.linspace(-1, 1.1, 50, dtype=torch.float64), ones)
     assert math.isfinite(doubtful.low)
     assert doubtful.high == math.inf
+
+
+def test_stretches_are_pooled_by_their_sums(quadratic):
+    parts = [quadratic.simple_parts(seed) for seed in range(3)]
+    signal, noise = (torch.cat(side) for side in zip(*parts, strict=True))
+    whole = pooled([noise_scale(*part) for part in parts])
+    assert whole.value == pytest.approx((noise.sum() / signal.sum()).item(), rel=1e-12)
+    assert (whole.signal, whole.noise) == pytest.approx((signal.mean().item(), noise.mean().item()), rel=1e-12)
+    assert whole.low < quadratic.simple < whole.high
+    assert len(whole.steps) == 3 * STEPS
+
+
+def test_the_steps_are_drawn_within_their_stretch():
+    """What differs between the stretches only is no error."""
+    constant = [torch.full((20,), value, dtype=torch.float64) for value in (1.0, 10.0, 100.0)]
+    whole = pooled([noise_scale(signal, 0 * signal + 37) for signal in constant])
+    assert (whole.value, whole.low, whole.high) == pytest.approx((1.0, 1.0, 1.0))
+
+
+def test_no_signal_and_no_noise_is_no_number():
+    zeros = torch.zeros(20, dtype=torch.float64)
+    scale = noise_scale(zeros, zeros)
+    assert all(math.isnan(value) for value in (scale.value, scale.low, scale.high))
+    once = zeros.clone()
+    once[0] = 1.0
+    rare = noise_scale(once, 3 * once)  # a third of the draws have neither
+    assert (rare.value, rare.low, rare.high) == pytest.approx((3.0, 3.0, 3.0))
 
 
 def test_no_noise_is_zero():
