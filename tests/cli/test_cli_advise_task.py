@@ -16,6 +16,7 @@ import json
 import sys
 import torch
 from torch import nn
+from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 def data():
@@ -46,7 +47,10 @@ class Samples(Dataset):
 
 class Unreadable(Samples):
     def __getitem__(self, index):
-        raise OSError("cannot read\\nimage 77.png")  # unreadable
+        try:
+            raise OSError("cannot read\\nimage 77.png")  # unreadable
+        except OSError:  # as a worker hands it on, without one: to stop it takes five seconds then
+            ExceptionWrapper(where="in DataLoader worker process 0").reraise()
 
 class Unsized(Samples):
     def __len__(self):
@@ -115,7 +119,7 @@ wrong_signature = with_loss(lambda output, target, weight: output)
 torch_loss = with_loss(nn.CrossEntropyLoss())
 unsized = with_data(Unsized())
 unequal = with_data(Samples())
-unreadable = with_data(DataLoader(Unreadable(), num_workers=1))
+unreadable = with_data(Unreadable())
 ready_batches = with_data(DataLoader(data(), batch_size=None))
 splits = with_data({"train": data(), "test": data()})
 many_splits = with_data(dict.fromkeys("abcdef"))
