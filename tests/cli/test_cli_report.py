@@ -229,6 +229,10 @@ def test_table_shows_the_numbers_where_lars_loses_as_well():
     assert "* at the edge of its grid: a better rate may lie outside" in flat
     assert "diverged" not in flat
     assert "SGD ahead at 64" in flat
+    assert (
+        "better with every seed than the other with any: of two that are alike, one or the other is so in 1 of 3"
+        in flat
+    )
 
 
 def test_wide_numbers_still_fit_into_80_columns():
@@ -270,6 +274,7 @@ def test_one_seed_has_no_spread():
     assert ["64", "320", "SGD", "3", "1", "90.00", "2.00"] in lines
     assert ["1024", "20", "SGD", "3", "10*", "80.00!", "123"] in lines
     assert "Test accuracy: one seed;" in text
+    assert "Ahead is" not in text
     assert "! with 1 diverged run, counted" in " ".join(text.split())
 
 

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from gradient_lars.cli.network import build_network, recompute_statistics
 from gradient_lars.cli.recipe import Recipe
@@ -256,6 +257,14 @@ def test_bfloat16_rounds_the_gradients_and_not_the_weights(train):
         moved, expected = (found - first).detach().flatten(), (p - first).detach().flatten()
         assert not torch.equal(moved, expected), name
         assert torch.cosine_similarity(moved, expected, dim=0) > 0.98, name
+
+
+@pytest.mark.parametrize(("batch_size", "sizes"), [(3, [3]), (5, [3, 2]), (6, [2, 2, 2]), (7, [3, 2, 2])])
+def test_no_piece_of_a_batch_has_a_single_image(train, monkeypatch, batch_size, sizes):
+    seen = []
+    monkeypatch.setattr(nn.BatchNorm2d, "forward", lambda self, x: seen.append(len(x)) or x)
+    fit(recipe(batch_size=batch_size, epochs=1, micro_batch=2), train, 3)
+    assert seen[: 3 * len(sizes) : 3] == sizes  # of the three layers, which are called in turn
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # from PyTorch's own

@@ -1,5 +1,7 @@
 """``gradient-lars advise``: measure the gradient noise scale in training, and propose a batch size."""
 
+from pathlib import Path
+
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -11,6 +13,7 @@ from gradient_lars.cli.advise_settings import AdviseSettings
 from gradient_lars.cli.advise_task import load_task
 from gradient_lars.cli.bench_results import check_file
 from gradient_lars.cli.compare import resolve_device
+from gradient_lars.cli.errors import CommandError
 
 
 def advise(settings: AdviseSettings, *, output: Console, log: Console) -> tuple[list[Estimate], Proposal | None]:
@@ -29,7 +32,7 @@ def advise(settings: AdviseSettings, *, output: Console, log: Console) -> tuple[
     """
     device = resolve_device(settings.device)
     if settings.out is not None:
-        check_file(settings.out, "--out")
+        _check_out(settings.out, overwrite=settings.overwrite)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(settings.seed)
         task = load_task(settings)
@@ -51,3 +54,9 @@ def advise(settings: AdviseSettings, *, output: Console, log: Console) -> tuple[
         write_csv(settings.out, task, settings, found, proposal)
         output.print(f"Results: {settings.out}", soft_wrap=True)
     return found, proposal
+
+
+def _check_out(path: Path, *, overwrite: bool) -> None:
+    check_file(path, "--out")
+    if path.exists() and not overwrite:
+        raise CommandError(f"`--out`: {path} is there already: add `--overwrite` to replace it, or name another file.")

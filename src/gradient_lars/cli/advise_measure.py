@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from gradient_lars import presets
+from gradient_lars.cli.advise_errors import enough_memory, reported
 from gradient_lars.cli.advise_noise import NoiseScale, noise_scale, split_signal
 from gradient_lars.cli.advise_probe import Probe
 from gradient_lars.cli.advise_settings import STRETCHES, AdviseSettings
-from gradient_lars.cli.advise_task import Task, failed
+from gradient_lars.cli.advise_task import Task
 from gradient_lars.cli.errors import CommandError
 from gradient_lars.torch import LARS, scaled_lr
 
@@ -74,14 +75,18 @@ def measure(task: Task, settings: AdviseSettings, device: torch.device, advance:
     Raises:
         CommandError: the user's code raised an error, the loss is not finite or no scalar, or memory ran out.
     """
-    task.model.to(device).train()
+    _place(task, device)
     probe = Probe(task, hessian=settings.hessian)
     steps = n_steps(task, settings)
     lr = scaled_lr(settings.base_lr, settings.big_batch, base_batch_size=settings.base_batch, rule="sqrt")
-    optimizer = LARS(probe.parameters, lr=lr, **preset_of(task))
     numbers = steps * (settings.micro_batches + 1)
     rows: list[Tensor] = []
-    try:
+    spent = (
+        f"`--micro-batch`: {settings.micro_batch} samples do not fit into the memory of {device}: give fewer, and more "
+        "`--micro-batches`."
+    )
+    with enough_memory(spent), reported(task.name, "the training step"):
+        optimizer = LARS(probe.parameters, lr=lr, **preset_of(task))
         batches = task.batches(settings.micro_batch, numbers, settings.seed, device)
         for step in range(1, steps + 1):
             rows.append(probe.step(batches, settings.micro_batch, settings.micro_batches))
@@ -89,17 +94,16 @@ def measure(task: Task, settings: AdviseSettings, device: torch.device, advance:
             if step % _CHECKED_EVERY == 0 or step == steps:
                 _check_finite(rows[-_CHECKED_EVERY:], step, settings)
             advance()
-    except CommandError:
-        raise
-    except torch.OutOfMemoryError:
-        raise CommandError(
-            f"`--micro-batch`: {settings.micro_batch} samples do not fit into the memory of {device}: give fewer, and "
-            "more `--micro-batches`."
-        ) from None
-    except Exception as error:
-        raise failed(task.name, error) from None
     loss, small, big, signal, noise = torch.stack(rows).cpu().unbind(1)
     return Measured(loss, small, big, signal, noise, probe.no_hessian)
+
+
+def _place(task: Task, device: torch.device) -> None:
+    spent = f"{task.name} returned a model that does not fit into the memory of {device}: give another `--device`."
+    with enough_memory(spent), reported(task.name, f"model.to({device})"):
+        task.model.to(device)
+    with reported(task.name, "model.train()"):
+        task.model.train()
 
 
 def _check_finite(rows: list[Tensor], step: int, settings: AdviseSettings) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradient_lars.cli.advise_errors import reported
 from gradient_lars.cli.advise_noise import split_curvature
 from gradient_lars.cli.advise_task import Task
 from gradient_lars.cli.errors import CommandError
@@ -64,7 +65,8 @@ class Probe:
         return torch.stack([torch.stack(losses).mean(), torch.stack(squares).mean(), _dot(mean, mean), signal, noise])
 
     def _loss(self, batch: Any) -> Tensor:
-        loss = self._task.loss(self._task.model, batch)
+        with reported(self._task.name, "loss_fn(model, batch)"):
+            loss = self._task.loss(self._task.model, batch)
         if not (isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad):
             shown = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"type {type(loss).__name__}"
             raise CommandError(

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -18,6 +19,7 @@ from gradient_lars.cli.advise_noise import NoiseScale, samples_factor, steps_fac
 from gradient_lars.cli.advise_proposal import Proposal, counted, figure, nearest_power, whole, why_none
 from gradient_lars.cli.advise_settings import AdviseSettings
 from gradient_lars.cli.advise_task import Task
+from gradient_lars.cli.bench_results import processor_name, source_commit
 from gradient_lars.cli.files import atomic, write_errors
 
 _SPAN = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8)
@@ -53,26 +55,34 @@ def print_report(
 def write_csv(
     path: Path, task: Task, settings: AdviseSettings, found: Sequence[Estimate], proposal: Proposal | None
 ) -> None:
-    """Write one row for each noise scale, with settings and proposal, in one piece.
+    """Write one row for each noise scale, with settings and proposal, in one piece; `path`'s folder is made.
 
     Raises:
         CommandError: `path` cannot be written to.
     """
+    device = torch.device(settings.device)
     shared = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "data": task.name,
         "samples": len(task),
         "batch_norm": str(task.has_batch_norm).lower(),
         "device": settings.device,
+        "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name(),
         "torch": importlib.metadata.version("torch"),
         "gradient_lars": gradient_lars.__version__,
+        "commit": source_commit(),
         "seed": settings.seed,
         "steps": found[-1].last,
         "micro_batch": settings.micro_batch,
         "micro_batches": settings.micro_batches,
+        "hessian": str(settings.hessian).lower(),
+        "epochs": settings.epochs,
+        "base_lr": settings.base_lr,
+        "base_batch": settings.base_batch,
         "proposed_batch": proposal.batch if proposal else "",
         "proposed_lr": proposal.lr if proposal else "",
         "proposed_warm_up": proposal.warm_up if proposal else "",
+        "proposed_steps": proposal.steps if proposal else "",
         "proposed_preset": proposal.preset if proposal else "",
     }
     rows = [
@@ -91,10 +101,12 @@ def write_csv(
         }
         for estimate in found
     ]
-    with write_errors(path), atomic(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    with write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
 
 
 def _scales(task: Task, settings: AdviseSettings, found: Sequence[Estimate]) -> Table:

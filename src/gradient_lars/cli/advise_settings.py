@@ -14,6 +14,7 @@ LEAST_STEPS = 30
 RECIPE_LR = 10.5
 RECIPE_BATCH = 3264
 RECIPE_WARM_UP = 2 / 37
+_MOST = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class AdviseSettings:
         micro_batches: how many of them make a step.
         base_lr: learning rate of LARS that served at `base_batch`.
         hessian: measure B_noise too.
+        overwrite: replace `out` if it is there.
     """
 
     task: str | None
@@ -42,6 +44,7 @@ class AdviseSettings:
     device: str
     seed: int
     out: Path | None
+    overwrite: bool = False
 
     @property
     def big_batch(self) -> int:
@@ -82,5 +85,9 @@ class AdviseSettings:
         ):
             if value < least:
                 raise CommandError(f"`{name}` must be at least {least}, got {value}: give a larger whole number.")
+            if value > _MOST:
+                raise CommandError(f"`{name}` must be at most {_MOST}, got {value}: give a smaller whole number.")
+        if self.overwrite and self.out is None:
+            raise CommandError("`--overwrite` is of the CSV: add `--out FILE.csv`.")
         if not (math.isfinite(self.base_lr) and self.base_lr > 0):
             raise CommandError(f"`--base-lr` must be > 0 and finite, got {self.base_lr:g}: {RECIPE_LR} is MLPerf's.")

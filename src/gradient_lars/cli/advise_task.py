@@ -3,8 +3,8 @@
 import importlib
 import importlib.util
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sized
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -14,14 +14,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, TensorDataset
 
+from gradient_lars.cli.advise_errors import enough_memory, reported
 from gradient_lars.cli.advise_settings import AdviseSettings
 from gradient_lars.cli.errors import CommandError
 from gradient_lars.cli.settings import folder_of
 
 Loss = Callable[[nn.Module, Any], Tensor]
 _CONTRACT = "return (model, data, loss_fn): a torch.nn.Module, a DataLoader or Dataset, and loss_fn(model, batch)"
+_NAMED = 4
 
 
 @dataclass(frozen=True)
@@ -54,20 +57,21 @@ class Task:
 
     def batches(self, size: int, number: int, seed: int, device: torch.device) -> Iterator[Any]:
         """Yield `number` batches of `size` samples, drawn independently and uniformly with replacement."""
-        generator = torch.Generator().manual_seed(seed)
-        sampler = RandomSampler(
-            cast(Sized, self.dataset), replacement=True, num_samples=size * number, generator=generator
-        )
-        loader = self.data if isinstance(self.data, DataLoader) else None
-        for batch in DataLoader(
+        with reported(self.name, "the data"):
+            for batch in self._loader(size, number, torch.Generator().manual_seed(seed)):
+                yield to_device(batch, device)
+
+    def _loader(self, size: int, number: int, generator: torch.Generator) -> DataLoader[Any]:
+        own = self.data if isinstance(self.data, DataLoader) else None
+        samples = cast(Sized, self.dataset)
+        return DataLoader(
             self.dataset,
             batch_size=size,
-            sampler=sampler,
-            collate_fn=loader.collate_fn if loader else None,
-            num_workers=loader.num_workers if loader else 0,
+            sampler=RandomSampler(samples, replacement=True, num_samples=size * number, generator=generator),
+            collate_fn=own.collate_fn if own else None,
+            num_workers=own.num_workers if own else 0,
             generator=generator,
-        ):
-            yield to_device(batch, device)
+        )
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
@@ -90,9 +94,11 @@ def load_task(settings: AdviseSettings) -> Task:
         CommandError: it cannot be loaded, does not keep to the contract, or has too few samples.
     """
     task = _built_in(settings) if settings.task is None else _from_function(settings.task)
-    if len(task) < settings.big_batch:
+    with reported(task.name, "len(data)"):
+        samples = len(task)
+    if samples < settings.big_batch:
         raise CommandError(
-            f"{task.name} has {len(task)} samples, fewer than the {settings.big_batch} of a step "
+            f"{task.name} has {samples} samples, fewer than the {settings.big_batch} of a step "
             f"({settings.micro_batches} batches of {settings.micro_batch}): give a smaller `--micro-batch` or "
             "`--micro-batches`, or more data."
         )
@@ -101,9 +107,23 @@ def load_task(settings: AdviseSettings) -> Task:
             "`--micro-batch 1` leaves batch normalisation nothing to average over: give at least 2, or better the "
             "samples that a device will have at once."
         )
+    _check_model(task)
+    return task
+
+
+def _check_model(task: Task) -> None:
+    values = [*task.model.parameters(), *task.model.buffers()]
+    if any(is_lazy(value) for value in values):
+        raise CommandError(
+            f"{task.name} returned a model with lazy modules, whose weights have no shape yet: run one batch through "
+            "it in the function first."
+        )
+    if any(value.is_meta for value in values):
+        raise CommandError(
+            f"{task.name} returned a model on the device meta, whose weights have no values: make it on the CPU."
+        )
     if not any(parameter.requires_grad for parameter in task.model.parameters()):
         raise CommandError(f"{task.name} returned a model without parameters to train: leave some unfrozen.")
-    return task
 
 
 def cross_entropy(model: nn.Module, batch: Any) -> Tensor:
@@ -126,12 +146,15 @@ def _from_function(text: str) -> Task:
     path, colon, name = text.rpartition(":")
     if not (colon and path and name.isidentifier()):
         raise CommandError(f"`{text}` names no function: give `module:function` or `path/to/file.py:function`.")
-    with _reported(text):
-        module = _load_file(Path(path)) if path.endswith(".py") else _load_module(path)
-        function = getattr(module, name, None)
+    spent = f"`{text}` needs more memory than its device has: make the model smaller, or leave moving it to `--device`."
+    with enough_memory(spent), _no_arguments(path):
+        with reported(text, "its import"):
+            module = _load_file(Path(path)) if path.endswith(".py") else _load_module(path)
+            function = getattr(module, name, None)
         if not callable(function):
             raise CommandError(f"`{text}`: {path} has no function `{name}`: give the name of one that it defines.")
-        found = function()
+        with reported(text, f"{name}()"):
+            found = function()
     if not (isinstance(found, tuple) and len(found) == 3):
         raise CommandError(f"`{text}` returned {_shown(found)}: it must {_CONTRACT}.")
     model, data, loss = found
@@ -143,12 +166,34 @@ def _from_function(text: str) -> Task:
 
 def _checked_data(text: str, data: Any) -> Any:
     dataset = data.dataset if isinstance(data, DataLoader) else data
+    if isinstance(dataset, Mapping) and 0 not in dataset:
+        keys = ", ".join(map(repr, list(dataset)[:_NAMED])) or "nothing"
+        raise CommandError(
+            f"`{text}` returned a {type(dataset).__name__} with {keys} as data: give one data set, such as that of its "
+            "training split."
+        )
     if isinstance(dataset, IterableDataset) or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
         raise CommandError(
             f"`{text}` returned data of the type {type(dataset).__name__}, of which no sample can be drawn by its "
             "number: give a Dataset with __len__ and __getitem__, or a DataLoader of one."
         )
+    if isinstance(data, DataLoader) and data.batch_sampler is None:
+        raise CommandError(
+            f"`{text}` returned a DataLoader with batch_size=None, which yields ready-made batches: give the data set "
+            "of the single samples, or a loader with a batch_size."
+        )
     return data
+
+
+@contextmanager
+def _no_arguments(path: str) -> Iterator[None]:
+    """Let a script that reads its options find none: those of this process are ours."""
+    ours = sys.argv
+    sys.argv = [path]
+    try:
+        yield
+    finally:
+        sys.argv = ours
 
 
 def _load_file(path: Path) -> ModuleType:
@@ -174,31 +219,6 @@ def _load_module(name: str) -> ModuleType:
         raise CommandError(
             f"there is no module `{name}` here or installed: give `path/to/file.py:function`, or change the folder."
         ) from None
-
-
-class _reported:  # noqa: N801
-    """Turn what the user's code raises into a `CommandError` that says where."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, Exception) and not isinstance(error, CommandError):
-            raise failed(self._name, error) from None
-
-
-def failed(name: str, error: Exception) -> CommandError:
-    """Return what is said of an error that the user's code raised."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "torch" not in Path(frame.filename).parts]
-    if isinstance(error, SyntaxError) and error.filename:
-        where = f"{error.filename}, line {error.lineno}"
-    else:
-        where = f"{frames[-1].filename}, line {frames[-1].lineno}" if frames else "unknown"
-    reason = str(error).partition("\n")[0].rstrip(".")
-    return CommandError(f"`{name}` failed at {where}: {type(error).__name__}: {reason}.")
 
 
 def _shown(value: Any) -> str:

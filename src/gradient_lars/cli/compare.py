@@ -76,8 +76,11 @@ def resolve_device(name: str, cluster: Cluster = ALONE) -> torch.device:
     try:
         device = cluster.own_device(torch.device(name))
         torch.zeros(1, device=device).add_(1).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).partition("\n")[0].rstrip(".")
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+        # The first sentence: PyTorch goes on with the kernels of every other device.
+        reason = str(error).partition("\n")[0].partition(". ")[0].rstrip(".")
+        if reason.startswith("Expected one of"):  # and names twenty types
+            reason = "PyTorch has no such type of device"
         raise CommandError(
             f"`--device {name}` cannot be used here ({reason}): give `cpu`, or one that `gradient-lars info` lists."
         ) from None

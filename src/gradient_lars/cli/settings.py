@@ -31,6 +31,8 @@ DEFAULT_LEARNING_RATES = {
 }
 
 
+FLOAT32 = 3.4e38  # no number that PyTorch multiplies a float32 tensor by may be larger
+
 # Where Debian's package dataset-fashion-mnist puts the files.
 _DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
@@ -90,12 +92,16 @@ class Settings(Training):
             if value < 1:
                 raise CommandError(f"`{name}` must be at least 1, got {value}: give a positive whole number.")
         for name, number in (("--weight-decay", self.weight_decay), ("--eps", self.eps)):
-            if not (math.isfinite(number) and number >= 0):
-                raise CommandError(f"`{name}` must be >= 0 and finite, got {number:g}: give 0 to switch it off.")
+            if not (number <= FLOAT32 and number >= 0):
+                raise CommandError(
+                    f"`{name}` must be >= 0 and finite in float32, got {number:g}: give 0 to switch it off."
+                )
         if not self.threshold >= 0:
             raise CommandError(f"`--threshold` must be >= 0, got {self.threshold:g}: 0 adapts every layer.")
         if not 0 <= self.momentum < 1:
             raise CommandError(f"`--momentum` must be in [0, 1), got {self.momentum:g}: 0.9 is usual.")
+        if NESTEROV in self.learning_rates and self.momentum == 0:
+            raise CommandError("`--momentum` must be above 0 for Nesterov SGD: raise it, or give `--baseline sgd`.")
         if self.shard not in (UNSHARDED, FSDP2):
             raise CommandError(f"`--shard` is `{self.shard}`, which is unknown: give `{FSDP2}` or `{UNSHARDED}`.")
         if self.shard == FSDP2 and not launched():
@@ -227,7 +233,7 @@ def _positive(item: str, remedy: str) -> float:
         value = float(item)
     except ValueError:
         value = math.nan
-    if not (math.isfinite(value) and value > 0):
+    if not 0 < value <= FLOAT32:
         raise CommandError(f"`--learning-rates` has the item `{item}`: {remedy}.")
     return value
 

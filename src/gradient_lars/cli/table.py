@@ -1,5 +1,6 @@
 """The table of a comparison, at most 80 columns wide."""
 
+import math
 from collections.abc import Sequence
 
 from rich import box
@@ -66,6 +67,12 @@ def footnotes(experiment: Experiment, cells: Sequence[Cell]) -> list[str]:
         f"{experiment.n_val} validation images: {experiment.budget} tuning runs of {experiment.epochs} "
         f"epoch{'s' if experiment.epochs > 1 else ''} each."
     ]
+    if experiment.seeds > 1:
+        alike = math.comb(2 * experiment.seeds, experiment.seeds) // 2
+        notes.append(
+            "Ahead is who is better with every seed than the other with any: of two that are alike, one or the other "
+            f"is so in 1 of {alike} comparisons."
+        )
     changed = [f"{name} {value}" for name, value in _changed(experiment)]
     if changed:
         notes.append(f"All of them with {', '.join(changed)}.")

@@ -221,6 +221,7 @@ def advise_command(
     device: Annotated[str, typer.Option(help="Such as `cpu`, `cuda` or `cuda:1`.")] = "cpu",
     seed: Annotated[int, typer.Option(help="Of weights, samples and intervals.")] = 0,
     out: Annotated[Path | None, typer.Option(help="CSV to write the noise scales to.", show_default="none")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the CSV if it is there.")] = False,
 ) -> None:
     """Say up to which batch size more parallelism pays, from a few hundred training steps on your model and data.
 
@@ -245,6 +246,7 @@ def advise_command(
             device=device,
             seed=seed,
             out=out,
+            overwrite=overwrite,
         )
         needed = ["numpy", *(["sklearn"] if data == DIGITS else [])] if data else []
         require(["torch", *needed], "`gradient-lars advise`")

@@ -141,7 +141,8 @@ class _Gradient:
     def _pieces(self, indices: torch.Tensor) -> Sequence[torch.Tensor]:
         # Of equal size, up to one, so that none is too small for batch normalisation or has no image for a process.
         most = self._recipe.micro_batch or len(indices)
-        return indices.tensor_split(math.ceil(len(indices) / most))
+        least = 2 * self._cluster.size
+        return indices.tensor_split(max(1, min(math.ceil(len(indices) / most), len(indices) // least)))
 
     def _loss(self, chosen: torch.Tensor, size: int) -> torch.Tensor:
         x = self._moved(self._train.x[chosen], size)
