@@ -4,7 +4,7 @@
 # make docs      the documentation, in docs/_build/html; a warning is an error
 # make results   the committed comparison made anew, and README's tables      make clean   remove what these made
 # make study-small   LARS, SGD and Nesterov SGD at large batches, 10 minutes on the CPU (docs/study.md)
-# make study-cpu   the same on Fashion-MNIST, an hour      make study   with a VGG-like network on a CUDA device
+# make study-cpu   the same on Fashion-MNIST, two hours    make study   with a VGG-like network on a CUDA device
 # make parity    how far LARS is from the published variants, 10 minutes, and the plots of docs/variants.md
 # make traffic   what a step sends under FSDP2, 4 processes on the CPU, 2 minutes
 # make bench     time the step beside SGD's and other LARS, CPU, 3 minutes      make bench-gpu   the same on a CUDA device
@@ -43,10 +43,10 @@ results: .venv/.demo
 
 # What the page shows was made with STUDY=study/results, and then study/make_page.py.
 study-small: .venv/.demo
-	OMP_NUM_THREADS=1 .venv/bin/python study/run.py small --out $(STUDY)
+	OMP_NUM_THREADS=1 .venv/bin/python study/run.py small --jobs 2 --out $(STUDY)
 
 study-cpu: .venv/.demo
-	OMP_NUM_THREADS=1 .venv/bin/python study/run.py cpu --out $(STUDY)
+	OMP_NUM_THREADS=1 .venv/bin/python study/run.py cpu --jobs 3 --out $(STUDY)
 
 study: .venv/.demo
 	.venv/bin/python study/run.py gpu --out $(STUDY)

@@ -41,14 +41,15 @@ def compared(name: str) -> str:
 def _setting(experiment: Experiment, runs: Sequence[Run]) -> str:
     times = [run.seconds for run in runs]
     tried, seeds = len(experiment.lars_learning_rates), experiment.tuning_seeds
-    diverged = sum(run.diverged for run in runs)
+    diverged, minutes = sum(run.diverged for run in runs), max(1, round(sum(times) / 60))
+    training = f"{minutes} minute{'s' if minutes > 1 else ''} of training"
     machines, commits = (sorted({getattr(run, name) for run in runs}) for name in ("machine", "commit"))
     return (
         f"{experiment.n_train:,} training, {experiment.n_val:,} validation and {experiment.n_test:,} test images, "
         f"{experiment.epochs} epochs. Each optimizer at each batch size: {tried} learning rates x {seeds} "
         f"seed{'s' if seeds > 1 else ''} = {experiment.budget} tuning runs, and {experiment.seeds} final runs with "
         f"other seeds, of which mean and standard deviation are given. {len(runs)} runs in all, {diverged} of them "
-        f"diverged; {sum(times) / 60:.0f} minutes of training on {experiment.device} ({', '.join(machines)}), "
+        f"diverged; {training} on {experiment.device} ({', '.join(machines)}), "
         f"PyTorch {experiment.torch}, commit {', '.join(commits)}."
     )
 
@@ -69,6 +70,24 @@ def variations() -> str:
     return "\n".join(
         [f"Batch {experiment.batch_sizes[-1]:,}, {experiment.seeds} seeds, every row tuned anew:", "", *lines]
     )
+
+
+def distances(name: str) -> str:
+    """Return how far every optimizer is from the best of all at the smallest batch."""
+    experiment, runs = read(name)
+    cells = summarise(experiment, runs)
+    width = len(experiment.optimizers)
+    best = max(cells[:width], key=lambda cell: cell.mean)
+    head = ["batch size", *(LABELS[one] for one in experiment.optimizers)]
+    larger = (cells[start : start + width] for start in range(width, len(cells), width))
+    lines = [
+        _row([f"{row[0].batch_size:,}", *(f"{100 * (cell.mean - best.mean):+.2f}" for cell in row)]) for row in larger
+    ]
+    setting = (
+        f"Points of test accuracy from {LABELS[best.optimizer]} at batch {best.batch_size}, the best of all there with "
+        f"{100 * best.mean:.2f} %:"
+    )
+    return "\n".join([setting, "", _row(head), "|" + "---:|" * len(head), *lines])
 
 
 def _differences(base: Experiment, other: Experiment) -> Iterator[str]:
@@ -96,9 +115,10 @@ def halving() -> str:
             chosen = next(one for one in ranked(tuned) if one.lr == left[0])
             lost.append(best.val_accuracy - chosen.val_accuracy)
     halved = sum(-(-len(experiment.lars_learning_rates) // 2**seed) for seed in experiment.seed_range(TUNE))
+    others = "" if same == cells else f"; the others lose {100 * max(lost):.1f} points of validation accuracy at most"
     return (
         f"Of the {cells} choices above, halving would have made {same} alike, from {halved} runs instead of "
-        f"{experiment.budget} each; the others lose {100 * max(lost):.1f} points of validation accuracy at most."
+        f"{experiment.budget} each{others}."
     )
 
 
@@ -125,6 +145,8 @@ def failed() -> str:
 
 BLOCKS = {
     "digits": lambda: compared("digits"),
+    "fashion-mnist-80-epochs": lambda: compared("fashion-mnist-80-epochs"),
+    "distances": lambda: distances("fashion-mnist-80-epochs"),
     "fashion-mnist-cpu": lambda: compared("fashion-mnist-cpu"),
     "fashion-mnist-cpu-whole-norm": lambda: compared("fashion-mnist-cpu-whole-norm"),
     "variations": variations,

@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,39 @@ def test_results_are_those_of_the_command(monkeypatch, name):
         "device",
     ):
         assert getattr(settings, field) == getattr(experiment, field), field
+
+
+def test_batch_sizes_run_at_once_are_joined_to_what_one_comparison_gives(monkeypatch, tmp_path):
+    run = module("run")
+    monkeypatch.setattr(
+        run.Comparison, "run", lambda self, log=None: app_module.app(self.arguments, standalone_mode=False)
+    )
+    short = "--train-size 64 --epochs 1 --seeds 1 --tuning-seeds 1 --learning-rates 0.1,0.3 --batch-sizes 16,64"
+    joined, whole = (run.Comparison(short, tmp_path / name) for name in ("joined", "whole"))
+    run.at_once([joined], 1)  # in one process, whose random numbers are shared
+    joined.run()
+    whole.run()
+    (setup, ours), (expected_setup, expected) = (read_results(one.out / "results.csv") for one in (joined, whole))
+    assert setup == expected_setup
+    assert [replace(one, seconds=0) for one in ours] == [replace(one, seconds=0) for one in expected]
+    assert len(ours) == setup.n_runs
+    rates, expected_rates = ((one.out / "rates.csv").read_text() for one in (joined, whole))
+    assert rates == expected_rates
+
+
+def test_a_part_that_fails_tells_why(tmp_path):
+    run = module("run")
+    with pytest.raises(SystemExit, match="(?s)part.log ends with.*`--data`: there is no file gone.npz"):
+        run.at_once([run.Comparison("--data gone.npz", tmp_path / "part")], 2)
+
+
+def test_parts_with_other_settings_are_not_joined(tmp_path):
+    run = module("run")
+    for part, epochs in (("a", 1), ("b", 2)):
+        options = f"--train-size 64 --epochs {epochs} --seeds 1 --tuning-seeds 1 --learning-rates 0.1 --batch-sizes 64"
+        app_module.app(run.Comparison(options, tmp_path / part).arguments, standalone_mode=False)
+    with pytest.raises(SystemExit, match="b was run with other settings than .*a: remove one of them"):
+        run.join([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
 
 
 def test_every_result_has_a_command():
