@@ -12,7 +12,7 @@ from gradient_lars.cli.advise_report import print_report, write_csv
 from gradient_lars.cli.advise_settings import AdviseSettings
 from gradient_lars.cli.advise_task import load_task
 from gradient_lars.cli.bench_results import check_file
-from gradient_lars.cli.compare import resolve_device
+from gradient_lars.cli.device import resolve_device
 from gradient_lars.cli.errors import CommandError
 
 

@@ -23,7 +23,7 @@ from gradient_lars.cli.bench_results import (
 )
 from gradient_lars.cli.bench_settings import DEFAULT_WORKLOADS, BenchSettings
 from gradient_lars.cli.bench_workloads import WORKLOADS, Workload, n_parameters
-from gradient_lars.cli.compare import resolve_device
+from gradient_lars.cli.device import resolve_device
 from gradient_lars.cli.errors import CommandError
 from gradient_lars.cli.files import write_errors
 
